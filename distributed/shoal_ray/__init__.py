@@ -1,0 +1,1 @@
+"""Where it is learned: everything that knows Ray, TensorBoard and the terminal."""

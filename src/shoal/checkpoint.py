@@ -1,0 +1,163 @@
+"""Checkpoints: a directory each, whole or absent; the newest that verifies is the truth.
+
+``checkpoints/000000600000/`` holds ``tensors.safetensors`` and ``state.json``: format version, clock, data position,
+configuration, and the tensors' checksum. Nothing in it can run code when it is read.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shoal.errors import CheckpointError
+from shoal.files import atomic_directory, temporary_beside
+
+FORMAT_VERSION = 1
+"""Read: this and every older one. A newer one is refused by name. Raised when a reader of today would misread it."""
+
+STATE = "state.json"
+TENSORS = "tensors.safetensors"
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint of a newer format: falling back to an older one would undo what it holds."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that verified.
+
+    Attributes:
+        path: its directory.
+        samples: the clock when it was written.
+        batches: global batches seen by then.
+        stream: the data stream's state.
+        config: the configuration that made it, as plain values.
+    """
+
+    path: Path
+    samples: int
+    batches: int
+    stream: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read every tensor, on the CPU."""
+        return load_file(self.path / TENSORS)
+
+
+def directory_name(samples: int) -> str:
+    """Return the name of the checkpoint at a sample; names sort as numbers do."""
+    return f"{samples:012d}"
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    samples: int,
+    batches: int,
+    stream: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint that exists wholly or not at all; a damaged one in its place is set aside first."""
+    if path.exists():
+        aside = temporary_beside(path)
+        path.replace(aside)
+        shutil.rmtree(aside)
+    with atomic_directory(path) as folder:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        state = {
+            "version": FORMAT_VERSION,
+            "samples": samples,
+            "batches": batches,
+            "stream": stream,
+            "config": config,
+            "tensors": {"bytes": (folder / TENSORS).stat().st_size, "xxh3": _checksum(folder / TENSORS)},
+        }
+        (folder / STATE).write_text(json.dumps(state, indent=1))
+
+
+def read(path: Path) -> Checkpoint:
+    """Verify a checkpoint and return it.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a newer format.
+    """
+    try:
+        state = json.loads((path / STATE).read_text())
+        version = state["version"]
+        if version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"checkpoint {path} has format version {version}; this Shoal reads up to {FORMAT_VERSION}: upgrade it"
+            )
+        tensors, expected = path / TENSORS, state["tensors"]
+        if tensors.stat().st_size != expected["bytes"]:
+            raise CheckpointError(
+                f"checkpoint {path}: {TENSORS} has {tensors.stat().st_size} bytes, not {expected['bytes']}; it is cut off"
+            )
+        if _checksum(tensors) != expected["xxh3"]:
+            raise CheckpointError(f"checkpoint {path}: {TENSORS} does not match its checksum; it is damaged")
+        return Checkpoint(path, state["samples"], state["batches"], state["stream"], state["config"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+
+
+def saved(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, newest first, verified or not."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), reverse=True)
+
+
+def newest(folder: Path, *, passed_over: list[str] | None = None) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies, or None where there is none at all.
+
+    Why newer ones were passed over is appended to ``passed_over``.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none verifies, or the newest was written by a newer Shoal.
+    """
+    problems: list[str] = []
+    for path in saved(folder):
+        try:
+            checkpoint = read(path)
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            if passed_over is not None:
+                passed_over += problems
+            return checkpoint
+    if problems:
+        raise CheckpointError("\n".join([f"no checkpoint in {folder} verifies; start anew with another --out", *problems]))
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and what killed writers left behind."""
+    for path in [*saved(folder)[keep:], *_leftovers(folder)]:
+        aside = path if path.name.endswith(".tmp") else path.replace(temporary_beside(path))
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    return folder.glob(".*.tmp")
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,198 @@
+"""The configuration of a run: what is learned, never where. Presets and YAML files with dotted overrides on top."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from shoal.errors import ConfigError, did_you_mean
+from shoal.nets import AnyNetConfig, parse_net
+from shoal.objectives import AnyObjectiveConfig, parse_objective
+from shoal.pixels import PixelRange
+from shoal.schedule import OptimConfig
+from shoal.strict import Count, Strict, dotted_keys, parse
+
+RESUMABLE = ("duration_samples", "optim.lr", "optim.phases.", "report.", "checkpoint.")
+"""Keys (or, ending in a dot, sections) that a resumed run may change. Any other would make it a different run."""
+
+
+class DataConfig(Strict):
+    """Which images, in which order and range."""
+
+    split: str = "train"
+    range: PixelRange = Field("unit", description="of the pixels in the nets: unit [0, 1], symmetric [-1, 1]")
+    window_blocks: PositiveInt = Field(16, description="blocks whose rows are shuffled together")
+
+
+class EmaConfig(Strict):
+    """An exponential moving average of the weights, used wherever the model is shown or measured."""
+
+    half_life_samples: Count = Field(0, ge=0, description="0: no average is kept")
+
+
+class ReportConfig(Strict):
+    """How often the run speaks."""
+
+    every_samples: Count = Field(10_000, gt=0)
+    images_every_samples: Count = Field(60_000, ge=0, description="0: no pictures")
+
+
+class CheckpointConfig(Strict):
+    """How often the run saves itself; it always does so at its end and when it is stopped."""
+
+    every_samples: Count = Field(60_000, ge=0, description="0: only at the end")
+    keep: PositiveInt = 3
+
+
+class RunConfig(Strict):
+    """Everything that decides what is learned. Durations count samples: images seen by all workers together."""
+
+    objective: AnyObjectiveConfig
+    nets: AnyNetConfig
+    batch: Count = Field(256, gt=0, description="images in a global batch, shared out over the workers")
+    duration_samples: Count = Field(600_000, gt=0)
+    seed: NonNegativeInt = 0
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    report: ReportConfig = ReportConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def to_yaml(self) -> str:
+        """Write every key, defaults too, so that the file alone says what was run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def build_config(values: Mapping[str, Any]) -> RunConfig:
+    """Validate a whole configuration.
+
+    Raises:
+        ConfigError: names every bad key and value, with the nearest known key.
+    """
+    sections = dict(values)
+    unknown = [key for key in sections if key not in RunConfig.model_fields]
+    if unknown:
+        known = list(dotted_keys(RunConfig))
+        raise ConfigError("\n".join(f"unknown key {key}{did_you_mean(key, known)}" for key in unknown))
+    sections["objective"] = parse_objective(sections.get("objective", {}))
+    sections["nets"] = parse_net(sections.get("nets", {}))
+    config = parse(RunConfig, sections)
+    _check_phases(config)
+    return config
+
+
+def _check_phases(config: RunConfig) -> None:
+    from shoal.objectives import OBJECTIVES
+
+    phases = [phase.name for phase in OBJECTIVES[config.objective.name].phases]
+    for name in config.optim.phases:
+        if name not in phases:
+            raise ConfigError(
+                f"unknown key optim.phases.{name}{did_you_mean(name, phases)}; objective"
+                f" '{config.objective.name}' has the phases {', '.join(phases)}"
+            )
+
+
+def presets() -> dict[str, Path]:
+    """Return the shipped configurations by name."""
+    folder = Path(str(files("shoal") / "presets"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a preset's name or a YAML file, and apply ``key.sub=value`` overrides.
+
+    Raises:
+        ConfigError: no such preset or file, malformed YAML, or a bad key or value.
+    """
+    values = _read_yaml(_find(source))
+    for override in overrides:
+        values = merge(values, parse_override(override))
+    return build_config(values)
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return a configuration with ``key.sub=value`` overrides applied."""
+    values = config.model_dump(mode="json")
+    for override in overrides:
+        values = merge(values, parse_override(override))
+    return build_config(values)
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Return the dotted keys whose values differ."""
+    before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def may_change(key: str) -> bool:
+    """Tell whether a resumed run may change a dotted key."""
+    return any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in RESUMABLE)
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn ``optim.lr=1e-3`` into nested mappings; the value is read as YAML.
+
+    Raises:
+        ConfigError: not of the form key=value.
+    """
+    key, equals, value = text.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override '{text}' is not of the form key=value, e.g. optim.lr=1e-3")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"override '{text}' has a value that is not YAML; quote it") from None
+    for part in reversed(parts):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``top`` over ``base``, mapping by mapping. Another ``name`` in a section starts that section afresh."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            renamed = "name" in value and value["name"] != below.get("name")
+            merged[key] = dict(value) if renamed and key in ("objective", "nets") else merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _find(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"configuration file {path} does not exist; give a YAML file or a preset's name")
+        return path
+    known = presets()
+    if str(source) not in known:
+        raise ConfigError(
+            f"unknown preset '{source}'{did_you_mean(str(source), known)}; known: {', '.join(known)}, or a .yaml file"
+        )
+    return known[str(source)]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
+    return values
+
+
+def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{at}.{key}" if at else key
+        flat |= _flat(value, dotted) if isinstance(value, Mapping) and value else {dotted: value}
+    return flat

@@ -1,0 +1,76 @@
+"""In which order a split is read: arithmetic on integers, with no file, clock or generator behind it.
+
+An epoch permutes the blocks of the split, then the rows inside each window of ``window_blocks`` permuted blocks: rows
+far apart meet in a batch, while only a window's worth of blocks is touched at a time.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER_VERSION = 1
+
+Ids = NDArray[np.int64]
+
+
+class Order:
+    """The endless sequence of global ids that (fingerprint, seed) draws from the blocks of one split.
+
+    ``blocks`` is int64 [num_blocks, 2]: first id and rows of each block. Each epoch holds every row exactly once;
+    position p belongs to epoch ``p // num_rows``. The sequence is pinned by ``ORDER_VERSION``.
+    """
+
+    def __init__(self, fingerprint: str, seed: int, blocks: Ids, window_blocks: int = 16) -> None:
+        assert blocks.shape == (len(blocks), 2)
+        assert len(blocks) > 0 < window_blocks
+        self.fingerprint = fingerprint
+        self.seed = seed
+        self.window_blocks = window_blocks
+        self._first = blocks[:, 0].astype(np.int64)
+        self._rows = blocks[:, 1].astype(np.int64)
+        self.num_rows = int(self._rows.sum())
+        # One entry each: a reader moves forwards, so the epoch and window at hand are all that is asked for again.
+        self._epoch: tuple[int, Ids, Ids] = (-1, self._first, self._first)
+        self._window: tuple[tuple[int, int], Ids] = ((-1, -1), self._first)
+
+    def ids(self, start_position: int, stop_position: int) -> Ids:
+        """Return the global ids at positions ``start_position .. stop_position - 1``, across any windows and epochs.
+
+        int64 [stop - start]. Costs one sort of the blocks per epoch and one of the rows per window that is touched.
+        """
+        assert 0 <= start_position <= stop_position, (start_position, stop_position)
+        pieces = []
+        position = start_position
+        while position < stop_position:
+            epoch, offset = divmod(position, self.num_rows)
+            ids, window_start = self._window_at(epoch, offset)
+            piece = ids[offset - window_start : offset - window_start + stop_position - position]
+            pieces.append(piece)
+            position += len(piece)
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def _window_at(self, epoch: int, offset: int) -> tuple[Ids, int]:
+        """Return the ids of the window that holds ``offset`` of ``epoch``, and the offset that it starts at."""
+        blocks, starts = self._blocks_of(epoch)
+        window = int(np.searchsorted(starts, offset, side="right")) - 1
+        if self._window[0] != (epoch, window):
+            inside = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
+            rows = np.concatenate([np.arange(self._first[b], self._first[b] + self._rows[b]) for b in inside])
+            self._window = ((epoch, window), rows[self._permutation(f"rows/{window}", epoch, len(rows))])
+        return self._window[1], int(starts[window])
+
+    def _blocks_of(self, epoch: int) -> tuple[Ids, Ids]:
+        """Return the block order of ``epoch``, and the offset at which each of its windows starts."""
+        if self._epoch[0] != epoch:
+            blocks = self._permutation("blocks", epoch, len(self._rows))
+            ends = np.cumsum(self._rows[blocks])
+            starts = np.concatenate([[0], ends[self.window_blocks - 1 : -1 : self.window_blocks]])
+            self._epoch = (epoch, blocks, starts)
+        return self._epoch[1], self._epoch[2]
+
+    def _permutation(self, purpose: str, epoch: int, num: int) -> Ids:
+        # Raw Philox words and a stable sort are fixed by their definitions; Generator.permutation's stream is not.
+        name = f"shoal.order/{ORDER_VERSION}/{self.fingerprint}/{self.seed}/{epoch}/{purpose}"
+        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+        return np.argsort(np.random.Philox(key=key).random_raw(num), kind="stable")

@@ -1,0 +1,179 @@
+"""The training loop: a generator that does not know who runs it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal import checkpoint
+from shoal.checkpoint import Checkpoint
+from shoal.config import RunConfig
+from shoal.data import DataSet, Stream, check_state
+from shoal.engine import Engine
+from shoal.errors import ConfigError, RunError
+from shoal.meter import Meter
+from shoal.noise import Noise
+from shoal.objectives import Batch, Objective, build
+from shoal.pixels import to_float
+from shoal.render import Pictures
+from shoal.run import Run
+from shoal.schedule import due
+from shoal.state import State
+from shoal.world import World
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A point of the sample clock at which the run has something to say.
+
+    Attributes:
+        samples: images seen by the whole world.
+        scalars: measures by name, means since the last tick, the same on every rank.
+        images: pictures by name, uint8 [H, W, C]; on the first rank only.
+        save: writes a checkpoint of this very sample into a directory; on the first rank, when one is due.
+    """
+
+    samples: int
+    scalars: Mapping[str, float]
+    images: Mapping[str, np.ndarray]
+    save: Callable[[Path], None] | None
+
+
+def train(
+    run: Run,
+    world: World,
+    *,
+    resume: Checkpoint | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Tick]:
+    """Train, yielding on every rank at the same clock values.
+
+    Args:
+        run: what to learn, and from which data set.
+        world: the workers that train together; every one of them iterates.
+        resume: where to go on. A resumed run equals one that never stopped, bit for bit at the same world size.
+        should_stop: asked at every step on every rank. When any says yes, the step is finished and a last tick comes
+            at that very sample, with a checkpoint.
+
+    Raises:
+        ConfigError: the configuration does not fit the data set or the number of workers.
+        DataError: the data set is damaged, or is not the one that the checkpoint was trained on.
+        RunError: the loss is no longer finite.
+    """
+    config = run.config
+    data = DataSet.open(run.data)
+    check(config, data, world.size)
+    objective = place(build_objective(config, data.shape), world.device)
+    state = State.fresh(objective, config)
+    if resume is not None:
+        check_state(resume.stream, data)
+        state.load_tensors(resume.tensors())
+        state.samples, state.batches = resume.samples, resume.batches
+
+    rows = world.slice(config.batch)
+    engine = Engine(objective, state, config, world)
+    meter = Meter(world)
+    pictures = Pictures(objective, state, data, config, world.device) if world.first else None
+    with Stream(
+        data,
+        split=config.data.split,
+        batch=config.batch,
+        seed=config.seed,
+        rows=rows,
+        position=state.samples,
+        shuffle_window_blocks=config.data.window_blocks,
+    ) as stream:
+        settled = False
+        tick_samples, tick_time = state.samples, time.perf_counter()
+        while state.samples < config.duration_samples:
+            vote = world.vote(should_stop())
+            raw = next(stream)
+            batch = Batch(
+                images=to_float(raw.images.to(world.device, non_blocking=True), config.data.range),
+                labels=None if raw.labels is None else raw.labels.to(world.device, non_blocking=True),
+                reduce=lambda value: world.sum(value * (value.new_tensor(rows.stop - rows.start) / config.batch)),
+            )
+            noise = Noise(config.seed, state.batches, config.batch, rows, world.device)
+            if not settled:
+                engine.settle(batch, noise)
+                settled = True
+            before = state.samples
+            meter.add(engine.step(batch, noise), rows.stop - rows.start)
+
+            last = vote.passed() or state.samples >= config.duration_samples
+            saves = last or due(config.checkpoint.every_samples, before, state.samples)
+            shows = last or due(config.report.images_every_samples, before, state.samples)
+            if saves or shows or due(config.report.every_samples, before, state.samples):
+                scalars = meter.take()
+                refuse_divergence(scalars, state.samples)
+                now = time.perf_counter()
+                scalars |= engine.learning_rates()
+                scalars["speed/samples_per_sec"] = (state.samples - tick_samples) / (now - tick_time)
+                tick_samples = state.samples
+                yield Tick(
+                    samples=state.samples,
+                    scalars=scalars,
+                    images=pictures.draw() if pictures and shows and config.report.images_every_samples else {},
+                    save=saver(state, stream, config) if world.first and saves else None,
+                )
+                tick_time = time.perf_counter()
+            if last:
+                return
+
+
+def check(config: RunConfig, data: DataSet, workers: int) -> None:
+    """Refuse what cannot run, before any worker starts.
+
+    Raises:
+        ConfigError: too small a batch, or networks that cannot make such images.
+        DataError: no such split.
+    """
+    if config.batch < workers:
+        raise ConfigError(
+            f"batch {config.batch} cannot feed {workers} workers (one image each at least); use batch >= {workers},"
+            f" or at most {config.batch} workers"
+        )
+    data.num_rows(config.data.split)
+    with torch.device("meta"):  # shapes only: costs no memory
+        build_objective(config, data.shape)
+
+
+def build_objective(config: RunConfig, shape: tuple[int, int, int]) -> Objective:
+    """Build the configured objective with the weights that its seed gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build(config.objective, config.nets, shape, config.data.range)
+
+
+def place(objective: Objective, device: torch.device) -> Objective:
+    """Move an objective's networks to a device."""
+    for net in objective.nets.values():
+        net.to(device)
+    return objective
+
+
+def saver(state: State, stream: Stream, config: RunConfig) -> Callable[[Path], None]:
+    """Return what writes the present state into a directory; call it before the next step."""
+    return lambda path: checkpoint.write(
+        path,
+        state.tensors(),
+        samples=state.samples,
+        batches=state.batches,
+        stream=stream.state(),
+        config=config.model_dump(mode="json"),
+    )
+
+
+def refuse_divergence(scalars: Mapping[str, float], samples: int) -> None:
+    """Stop a run whose losses are no longer numbers, before it overwrites good checkpoints."""
+    for name, value in scalars.items():
+        if not isfinite(value):
+            raise RunError(
+                f"{name} is {value} at sample {samples}; the run has diverged. Lower optim.lr or set optim.clip;"
+                " --resume goes on from the last checkpoint before it"
+            )

@@ -1,0 +1,145 @@
+"""The run directory, written the same way by every launcher.
+
+``runs/NAME/``: config.yaml (the effective one), environment.json (where and with what), plugin.py (if any),
+metrics.jsonl (a row per tick), checkpoints/, images/, tensorboard/, eval.json.
+"""
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal import checkpoint
+from shoal.checkpoint import Checkpoint
+from shoal.config import RunConfig, build_config, changed_keys, may_change, with_overrides
+from shoal.errors import RunError
+from shoal.files import atomic_directory, write_text
+from shoal.objectives import load_plugin
+
+CONFIG, ENVIRONMENT, PLUGIN, METRICS = "config.yaml", "environment.json", "plugin.py", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory, its configuration and its data set."""
+
+    path: Path
+    config: RunConfig
+    data: Path
+
+    @classmethod
+    def create(
+        cls, path: Path, config: RunConfig, data: Path, *, plugin: Path | None = None, facts: Mapping[str, Any] | None = None
+    ) -> "Run":
+        """Make a new run directory, whole or not at all.
+
+        Args:
+            path: must not exist yet.
+            config: the effective configuration.
+            data: the data set's directory.
+            plugin: a Python file with the objective; copied, so that the run carries all it needs.
+            facts: what to note of where it runs, e.g. the number of workers.
+
+        Raises:
+            RunError: something is already there.
+        """
+        refuse_existing(path)
+        with atomic_directory(path) as folder:
+            (folder / CONFIG).write_text(config.to_yaml())
+            (folder / ENVIRONMENT).write_text(json.dumps(environment(data, facts or {}), indent=1))
+            if plugin is not None:
+                shutil.copyfile(plugin, folder / PLUGIN)
+        return cls(path.resolve(), config, data.resolve())
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open an existing run directory, loading its plug-in.
+
+        Raises:
+            RunError: there is no run.
+        """
+        if not (path / CONFIG).is_file():
+            raise RunError(f"{path} is not a run directory (no {CONFIG} in it); give the --out of a training run")
+        if (path / PLUGIN).is_file():
+            load_plugin(path / PLUGIN)
+        config = build_config(yaml.safe_load((path / CONFIG).read_text()))
+        facts = json.loads((path / ENVIRONMENT).read_text())
+        return cls(path.resolve(), config, Path(facts["data"]))
+
+    def resumed(self, overrides: Sequence[str], data: Path | None, facts: Mapping[str, Any]) -> "Run":
+        """Return this run with what may change changed, and note it in the directory.
+
+        Raises:
+            RunError: a key that may not change.
+        """
+        config = with_overrides(self.config, overrides)
+        for key in changed_keys(self.config, config):
+            if not may_change(key):
+                raise RunError(
+                    f"{key} may not change when a run is resumed; only duration_samples, optim.lr,"
+                    " optim.phases.*, report.* and checkpoint.* may. Start anew with another --out"
+                )
+        run = replace(self, config=config, data=(data or self.data).resolve())
+        write_text(self.path / ENVIRONMENT, json.dumps(environment(run.data, facts), indent=1))
+        write_text(self.path / CONFIG, config.to_yaml())
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.path / "checkpoints"
+
+    def newest_checkpoint(self, passed_over: list[str] | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint that verifies; see ``checkpoint.newest``."""
+        return checkpoint.newest(self.checkpoints, passed_over=passed_over)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read every whole row of ``metrics.jsonl``; a row that a kill cut off is left out."""
+        return read_rows(self.path / METRICS)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to write a new run over something.
+
+    Raises:
+        RunError: ``path`` exists.
+    """
+    if (path / CONFIG).is_file():
+        raise RunError(f"{path} already holds a run; go on with --resume, or give another --out")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} exists and is not a run; give another --out")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the whole rows of a file with a JSON object per line."""
+    rows = []
+    if path.is_file():
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                rows.append(json.loads(line))
+    return rows
+
+
+def environment(data: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run notes of where it runs: versions, platform, data set, command."""
+    versions: dict[str, str | None] = {}
+    for package in ("shoal", "torch", "ray", "pyarrow", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "data": str(data.resolve()),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        **facts,
+    }

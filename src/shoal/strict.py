@@ -1,0 +1,74 @@
+"""Frozen, strict settings: an unknown key is an error that names its nearest neighbour; nothing is repaired silently."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from shoal.errors import ConfigError, did_you_mean
+
+
+class Strict(BaseModel):
+    """Base of every section of a configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def _whole_number(value: object) -> object:
+    """Read ``3e6`` and ``3_000_000`` as the whole numbers that they are."""
+    if isinstance(value, str):
+        try:
+            value = float(value.replace("_", ""))
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole_number)]
+"""A whole number that may be written as ``3e6``."""
+
+Section = TypeVar("Section", bound=Strict)
+
+
+def parse(section: type[Section], values: object, *, at: str = "") -> Section:
+    """Validate ``values`` (a mapping, as YAML gives it) into a section.
+
+    ``at`` is the dotted place of the section in the whole configuration, for messages.
+
+    Raises:
+        ConfigError: names every bad key and value at once.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{at or 'the configuration'} is {values!r}; it must be a mapping of keys to values")
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        known = list(dotted_keys(section, at))
+        raise ConfigError("\n".join(_explain(problem, known, at) for problem in error.errors())) from None
+
+
+def dotted_keys(section: type[Strict], at: str = "") -> Iterator[str]:
+    """Yield every key of a section as it is written on the command line, e.g. ``optim.lr``."""
+    for name, field in section.model_fields.items():
+        key = f"{at}.{name}" if at else name
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Strict) and inner.model_fields:
+            yield from dotted_keys(inner, key)
+        else:
+            yield key
+
+
+def _explain(problem: Any, known: list[str], at: str) -> str:
+    key = ".".join(str(part) for part in ([at] if at else []) + list(problem["loc"]))
+    match problem["type"]:
+        case "extra_forbidden":
+            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]] or known
+            hint = did_you_mean(key, known) or f"; known here: {', '.join(siblings)}"
+            return f"unknown key {key}{hint}"
+        case "missing":
+            return f"{key} is missing; set {key}=…"
+        case "value_error":
+            return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
+        case _:
+            message = problem["msg"].removeprefix("Input ")
+            return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"

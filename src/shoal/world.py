@@ -1,0 +1,132 @@
+"""The workers that train together: rank, size, device, and what they say to each other.
+
+The only file that imports ``torch.distributed``. Alone, every answer is the identity, so no caller asks for its rank to
+decide what to do with a number.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+PROCESS_GROUP_TIMEOUT_SEC = 120
+"""A peer that says nothing for so long is lost; torch's own 30 minutes would hide a dead node."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One worker's place among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+    # Votes go over gloo beside the gradients' own group: they need no GPU, so asking never waits for one.
+    _votes: Any = None
+
+    @classmethod
+    def local(cls, device: torch.device | str | None = None) -> "World":
+        """Return the world of one worker: this process."""
+        return cls(rank=0, size=1, device=torch.device(device) if device else best_device())
+
+    @classmethod
+    def joined(cls, device: torch.device) -> "World":
+        """Return this worker's place in the process group that a launcher has already initialised."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return cls.local(device)
+        votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_SEC))
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device, _votes=votes)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the worker that writes files."""
+        return self.rank == 0
+
+    def slice(self, batch: int) -> slice:
+        """Return the rows of a global batch that this worker takes: contiguous, sizes differing by at most one."""
+        return slice(batch * self.rank // self.size, batch * (self.rank + 1) // self.size)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum over all workers; every worker gets the same tensor, and ``value`` is unchanged."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def broadcast(self, value: Tensor) -> None:
+        """Overwrite ``value`` with the first worker's."""
+        if self.size > 1:
+            dist.broadcast(value, src=0)
+
+    def barrier(self) -> None:
+        """Wait until every worker has come here."""
+        if self.size > 1:
+            dist.barrier(group=self._votes)
+
+    def vote(self, yes: bool) -> "Vote":
+        """Start to ask all workers whether anyone says yes; the answer is awaited with ``Vote.passed``."""
+        if self.size == 1:
+            return Vote(torch.tensor(int(yes)), None)
+        ballot = torch.tensor(int(yes))
+        return Vote(ballot, dist.all_reduce(ballot, group=self._votes, async_op=True))
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """Wrap one trained network in DDP; alone, return it as it is.
+
+        Buffers are not broadcast, since each worker computes the same ones or, with plain batch norm, its own. One
+        bucket, because the networks are small next to the cost of a message.
+        """
+        if self.size == 1:
+            return net
+        return DistributedDataParallel(
+            net,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=256,
+        )
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A question to all workers that travels while they compute."""
+
+    _ballot: Tensor
+    _work: Any
+
+    def passed(self) -> bool:
+        """Wait for the answer: true on every worker if any said yes."""
+        if self._work is not None:
+            self._work.wait()
+        return bool(self._ballot.item())
+
+
+def best_device() -> torch.device:
+    """Return the accelerator of this process if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@contextmanager
+def launched_world() -> Iterator[World]:
+    """Join the process group that torchrun describes in the environment; without one, be alone."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World.local()
+        return
+    device = best_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_SEC))
+    try:
+        yield World.joined(device)
+    finally:
+        dist.destroy_process_group()
