@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,6 +37,7 @@ class Checkpoint:
         path: its directory.
         samples: the clock when it was written.
         batches: global batches seen by then.
+        shape: of the images: channels, height, width.
         stream: the data stream's state.
         config: the configuration that made it, as plain values.
     """
@@ -45,6 +45,7 @@ class Checkpoint:
     path: Path
     samples: int
     batches: int
+    shape: tuple[int, int, int]
     stream: Mapping[str, Any]
     config: Mapping[str, Any]
 
@@ -64,6 +65,7 @@ def write(
     *,
     samples: int,
     batches: int,
+    shape: tuple[int, int, int],
     stream: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> None:
@@ -78,6 +80,7 @@ def write(
             "version": FORMAT_VERSION,
             "samples": samples,
             "batches": batches,
+            "shape": shape,
             "stream": stream,
             "config": config,
             "tensors": {"bytes": (folder / TENSORS).stat().st_size, "xxh3": _checksum(folder / TENSORS)},
@@ -101,14 +104,17 @@ def read(path: Path) -> Checkpoint:
         tensors, expected = path / TENSORS, state["tensors"]
         if tensors.stat().st_size != expected["bytes"]:
             raise CheckpointError(
-                f"checkpoint {path}: {TENSORS} has {tensors.stat().st_size} bytes, not {expected['bytes']}; it is cut off"
+                f"checkpoint {path}: {TENSORS} has {tensors.stat().st_size} bytes, not {expected['bytes']}: cut off"
             )
         if _checksum(tensors) != expected["xxh3"]:
             raise CheckpointError(f"checkpoint {path}: {TENSORS} does not match its checksum; it is damaged")
-        return Checkpoint(path, state["samples"], state["batches"], state["stream"], state["config"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        channels, height, width = state["shape"]
+        return Checkpoint(
+            path, state["samples"], state["batches"], (channels, height, width), state["stream"], state["config"]
+        )
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
 
 
@@ -140,7 +146,8 @@ def newest(folder: Path, *, passed_over: list[str] | None = None) -> Checkpoint 
                 passed_over += problems
             return checkpoint
     if problems:
-        raise CheckpointError("\n".join([f"no checkpoint in {folder} verifies; start anew with another --out", *problems]))
+        lost = f"no checkpoint in {folder} verifies; start anew with another --out"
+        raise CheckpointError("\n".join([lost, *problems]))
     return None
 
 

@@ -26,7 +26,8 @@ class Engine:
         self._config = config
         self._world = world
         self._nets: Mapping[str, nn.Module] = objective.nets
-        wrapped = {name: world.wrap(net) for name, net in objective.nets.items()}
+        trained = {name for phase in objective.phases for name in phase.trains}
+        wrapped = {name: world.wrap(net) for name, net in objective.nets.items() if name in trained}
         self._views = {
             phase.name: objective.using({name: wrapped[name] for name in phase.trains}) for phase in objective.phases
         }

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shoal import checkpoint
 from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream, check_state
 from shoal.engine import Engine
-from shoal.errors import ConfigError, RunError
+from shoal.errors import ConfigError, RunError, ShoalError
 from shoal.meter import Meter
 from shoal.noise import Noise
 from shoal.objectives import Batch, Objective, build
@@ -25,6 +24,9 @@ from shoal.run import Run
 from shoal.schedule import due
 from shoal.state import State
 from shoal.world import World
+
+GO_ON, STOP, FAIL = 0, 1, 2
+"""What a worker votes for at each step; the largest wins."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,25 @@ def train(
         RunError: the loss is no longer finite.
     """
     config = run.config
-    data = DataSet.open(run.data)
-    check(config, data, world.size)
-    objective = place(build_objective(config, data.shape), world.device)
-    state = State.fresh(objective, config)
-    if resume is not None:
-        check_state(resume.stream, data)
-        state.load_tensors(resume.tensors())
-        state.samples, state.batches = resume.samples, resume.batches
-
     rows = world.slice(config.batch)
+
+    def prepare() -> tuple[DataSet, Objective, State]:
+        data = DataSet.open(run.data)
+        check(config, data, world.size)
+        objective = build_objective(config, data.shape).to(world.device)
+        state = State.fresh(objective, config)
+        if resume is not None:
+            check_state(resume.stream, data)
+            state.load_tensors(resume.tensors())
+            state.samples, state.batches = resume.samples, resume.batches
+        return data, objective, state
+
+    data, objective, state = world.together(prepare)
     engine = Engine(objective, state, config, world)
     meter = Meter(world)
     pictures = Pictures(objective, state, data, config, world.device) if world.first else None
+    settled = False
+    told_at, since = state.samples, time.perf_counter()
     with Stream(
         data,
         split=config.data.split,
@@ -88,15 +96,21 @@ def train(
         position=state.samples,
         shuffle_window_blocks=config.data.window_blocks,
     ) as stream:
-        settled = False
-        tick_samples, tick_time = state.samples, time.perf_counter()
+        world.together(stream.ready)
         while state.samples < config.duration_samples:
-            vote = world.vote(should_stop())
             raw = next(stream)
+            choice, problem = GO_ON, None
+            try:
+                choice = STOP if should_stop() else GO_ON
+                stream.ready()  # the batch after this one: what fails there is voted on before anyone waits for it
+            except ShoalError as error:
+                choice, problem = FAIL, error
+            vote = world.vote(choice)
+
             batch = Batch(
                 images=to_float(raw.images.to(world.device, non_blocking=True), config.data.range),
                 labels=None if raw.labels is None else raw.labels.to(world.device, non_blocking=True),
-                reduce=lambda value: world.sum(value * (value.new_tensor(rows.stop - rows.start) / config.batch)),
+                reduce=lambda value: world.sum(value * ((rows.stop - rows.start) / config.batch)),
             )
             noise = Noise(config.seed, state.batches, config.batch, rows, world.device)
             if not settled:
@@ -105,24 +119,27 @@ def train(
             before = state.samples
             meter.add(engine.step(batch, noise), rows.stop - rows.start)
 
-            last = vote.passed() or state.samples >= config.duration_samples
+            answer = vote.result()
+            last = answer != GO_ON or state.samples >= config.duration_samples
             saves = last or due(config.checkpoint.every_samples, before, state.samples)
-            shows = last or due(config.report.images_every_samples, before, state.samples)
+            shows = config.report.images_every_samples > 0 and (
+                last or due(config.report.images_every_samples, before, state.samples)
+            )
             if saves or shows or due(config.report.every_samples, before, state.samples):
                 scalars = meter.take()
                 refuse_divergence(scalars, state.samples)
                 now = time.perf_counter()
-                scalars |= engine.learning_rates()
-                scalars["speed/samples_per_sec"] = (state.samples - tick_samples) / (now - tick_time)
-                tick_samples = state.samples
+                speed = {"speed/samples_per_sec": (state.samples - told_at) / (now - since)}
                 yield Tick(
                     samples=state.samples,
-                    scalars=scalars,
-                    images=pictures.draw() if pictures and shows and config.report.images_every_samples else {},
-                    save=saver(state, stream, config) if world.first and saves else None,
+                    scalars={**scalars, **engine.learning_rates(), **speed},
+                    images=pictures.draw() if pictures and shows else {},
+                    save=saver(state, stream, data, config) if world.first and saves else None,
                 )
-                tick_time = time.perf_counter()
+                told_at, since = state.samples, time.perf_counter()
             if last:
+                if answer == FAIL:
+                    world.raise_first(problem)
                 return
 
 
@@ -150,20 +167,14 @@ def build_objective(config: RunConfig, shape: tuple[int, int, int]) -> Objective
         return build(config.objective, config.nets, shape, config.data.range)
 
 
-def place(objective: Objective, device: torch.device) -> Objective:
-    """Move an objective's networks to a device."""
-    for net in objective.nets.values():
-        net.to(device)
-    return objective
-
-
-def saver(state: State, stream: Stream, config: RunConfig) -> Callable[[Path], None]:
+def saver(state: State, stream: Stream, data: DataSet, config: RunConfig) -> Callable[[Path], None]:
     """Return what writes the present state into a directory; call it before the next step."""
     return lambda path: checkpoint.write(
         path,
         state.tensors(),
         samples=state.samples,
         batches=state.batches,
+        shape=data.shape,
         stream=stream.state(),
         config=config.model_dump(mode="json"),
     )

@@ -1,4 +1,4 @@
-"""What the first worker writes of every tick: the metrics row, the pictures, the checkpoint, and whatever sinks show."""
+"""What the first worker writes of every tick: the metrics row, the pictures, the checkpoint, and to other sinks."""
 
 import json
 import os

@@ -24,6 +24,8 @@ from shoal.files import atomic_directory, write_text
 from shoal.objectives import load_plugin
 
 CONFIG, ENVIRONMENT, PLUGIN, METRICS = "config.yaml", "environment.json", "plugin.py", "metrics.jsonl"
+FAILURES = "failures.jsonl"
+"""A row for every time that workers were lost and the group was started again."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,13 @@ class Run:
 
     @classmethod
     def create(
-        cls, path: Path, config: RunConfig, data: Path, *, plugin: Path | None = None, facts: Mapping[str, Any] | None = None
+        cls,
+        path: Path,
+        config: RunConfig,
+        data: Path,
+        *,
+        plugin: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Make a new run directory, whole or not at all.
 
@@ -73,8 +81,8 @@ class Run:
         facts = json.loads((path / ENVIRONMENT).read_text())
         return cls(path.resolve(), config, Path(facts["data"]))
 
-    def resumed(self, overrides: Sequence[str], data: Path | None, facts: Mapping[str, Any]) -> "Run":
-        """Return this run with what may change changed, and note it in the directory.
+    def resumed(self, overrides: Sequence[str]) -> "Run":
+        """Return this run with what may change changed; nothing is written.
 
         Raises:
             RunError: a key that may not change.
@@ -86,10 +94,13 @@ class Run:
                     f"{key} may not change when a run is resumed; only duration_samples, optim.lr,"
                     " optim.phases.*, report.* and checkpoint.* may. Start anew with another --out"
                 )
-        run = replace(self, config=config, data=(data or self.data).resolve())
-        write_text(self.path / ENVIRONMENT, json.dumps(environment(run.data, facts), indent=1))
-        write_text(self.path / CONFIG, config.to_yaml())
-        return run
+        return replace(self, config=config)
+
+    def save(self, data: Path, facts: Mapping[str, Any]) -> "Run":
+        """Write the configuration and where the run goes on now into its directory; return the run there."""
+        write_text(self.path / ENVIRONMENT, json.dumps(environment(data, facts), indent=1))
+        write_text(self.path / CONFIG, self.config.to_yaml())
+        return replace(self, data=data.resolve())
 
     @property
     def checkpoints(self) -> Path:

@@ -1,4 +1,4 @@
-"""What is due at which sample, and the learning rate there. The only clock is samples: images seen by the whole world."""
+"""What is due at which sample, and the learning rate there. The only clock is images seen by the whole world."""
 
 import math
 from typing import Annotated, Literal
@@ -56,7 +56,7 @@ class OptimConfig(Strict):
     schedule: Shape = Field("constant", description="of the learning rate, over duration_samples")
     warmup_samples: Count = Field(0, ge=0)
     final_factor: float = Field(0.0, ge=0, le=1, description="the learning rate's last value, as a share of lr")
-    phases: dict[str, PhaseOptimConfig] = Field({}, description="overrides by phase, e.g. optim.phases.discriminator.lr")
+    phases: dict[str, PhaseOptimConfig] = Field({}, description="overrides, e.g. optim.phases.discriminator.lr")
 
     def factor(self, samples: int, duration_samples: int) -> float:
         """Return the learning rate at a sample as a share of ``lr``."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class State:
     optimizers: Mapping[str, torch.optim.Optimizer]
     phases: tuple[Phase, ...]
     samples: int = 0
-    batches: int = field(default=0)
+    batches: int = 0
 
     @classmethod
     def fresh(cls, objective: Objective, config: RunConfig) -> "State":
@@ -96,8 +96,9 @@ class State:
                 _, phase, parameter, moment = name.split("/")
                 moments.setdefault((phase, parameter), {})[moment] = tensor
         for phase, parameter, weight in self._optimized():
+            of_weight = moments.get((phase, parameter), {})
             self.optimizers[phase].state[weight] = {
-                moment: tensor.to(weight.device, copy=True) for moment, tensor in moments.get((phase, parameter), {}).items()
+                moment: tensor.to(weight.device, copy=True) for moment, tensor in of_weight.items()
             }
 
     def _optimized(self) -> Iterator[tuple[str, str, nn.Parameter]]:

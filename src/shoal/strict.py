@@ -1,4 +1,4 @@
-"""Frozen, strict settings: an unknown key is an error that names its nearest neighbour; nothing is repaired silently."""
+"""Frozen, strict settings: an unknown key is an error that names its nearest neighbour; nothing is repaired."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar

@@ -5,16 +5,20 @@ decide what to do with a number.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from shoal.errors import ShoalError
+
+Result = TypeVar("Result")
 
 PROCESS_GROUP_TIMEOUT_SEC = 120
 """A peer that says nothing for so long is lost; torch's own 30 minutes would hide a dead node."""
@@ -60,22 +64,49 @@ class World:
         dist.all_reduce(total)
         return total
 
-    def broadcast(self, value: Tensor) -> None:
-        """Overwrite ``value`` with the first worker's."""
-        if self.size > 1:
-            dist.broadcast(value, src=0)
-
     def barrier(self) -> None:
         """Wait until every worker has come here."""
         if self.size > 1:
             dist.barrier(group=self._votes)
 
-    def vote(self, yes: bool) -> "Vote":
-        """Start to ask all workers whether anyone says yes; the answer is awaited with ``Vote.passed``."""
+    def vote(self, choice: int) -> "Vote":
+        """Start to ask all workers for a number; the answer, the largest of them, is awaited with ``Vote.result``."""
+        ballot = torch.tensor(choice)
         if self.size == 1:
-            return Vote(torch.tensor(int(yes)), None)
-        ballot = torch.tensor(int(yes))
-        return Vote(ballot, dist.all_reduce(ballot, group=self._votes, async_op=True))
+            return Vote(ballot, None)
+        return Vote(ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self._votes, async_op=True))
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do ``work`` on every worker; where a user's error comes up on any of them, raise it on all.
+
+        Without this the others would wait for the one that failed until the process group times out.
+        """
+        try:
+            result = work()
+        except ShoalError as error:
+            self.raise_first(error)
+            raise
+        self.raise_first(None)
+        return result
+
+    def raise_first(self, error: ShoalError | None) -> None:
+        """Raise the first worker's error that is not None on every worker; every worker must call."""
+        errors = [error]
+        if self.size > 1:
+            errors = [None] * self.size
+            dist.all_gather_object(errors, error, group=self._votes)
+        for found in errors:
+            if found is not None:
+                raise found
+
+    def first_says(self, work: Callable[[], Result]) -> Result:
+        """Do ``work`` on the first worker and return its result on all; a user's error is raised on all."""
+        result = self.together(lambda: work() if self.first else None)
+        if self.size == 1:
+            return cast(Result, result)
+        told = [result]
+        dist.broadcast_object_list(told, src=0, group=self._votes)
+        return cast(Result, told[0])
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """Wrap one trained network in DDP; alone, return it as it is.
@@ -101,11 +132,11 @@ class Vote:
     _ballot: Tensor
     _work: Any
 
-    def passed(self) -> bool:
-        """Wait for the answer: true on every worker if any said yes."""
+    def result(self) -> int:
+        """Wait for the answer: the largest number that any worker gave, the same on all."""
         if self._work is not None:
             self._work.wait()
-        return bool(self._ballot.item())
+        return int(self._ballot.item())
 
 
 def best_device() -> torch.device:

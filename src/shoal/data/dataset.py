@@ -29,6 +29,8 @@ class DataSet:
         self.fingerprint = manifest.fingerprint
         self.shape: tuple[int, int, int] = manifest.shape
         self.class_names = None if manifest.class_names is None else list(manifest.class_names)
+        self._num_rows = manifest.num_rows
+        self._row_bytes = manifest.row_bytes
         blocks = [
             (shard_index, block_index, block.rows)
             for shard_index, shard in enumerate(manifest.shards)
@@ -46,11 +48,9 @@ class DataSet:
         """Open the data set directory ``path``. Raises DataError if a file is missing, truncated or not ours."""
         path = Path(path)
         manifest = load_manifest(path)
-        for shard in manifest.shards:
-            if problem := size_problem(path, shard):
-                raise DataError(f"data set {path}: {shard.path} {problem}; import the data again")
-        if manifest.labels is not None and not (path / manifest.labels.path).is_file():
-            raise DataError(f"data set {path}: {manifest.labels.path} is missing; import the data again")
+        for name, num_bytes in manifest.file_sizes().items():
+            if problem := size_problem(path / name, num_bytes):
+                raise DataError(f"data set {path}: {name} {problem}; import the data again")
         return cls(path, manifest)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -98,23 +98,29 @@ class DataSet:
         ``out`` receives them where it is given (contiguous, of that shape). Raises DataError that names shard, block
         and rows when a block touched for the first time is not what was imported.
         """
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self.manifest.num_rows):
-            raise IndexError(f"ids {ids.min()}..{ids.max()} of a data set of {self.manifest.num_rows} rows")
         if out is None:
             out = np.empty((len(ids), *self.shape), np.uint8)
         assert out.flags.c_contiguous
         assert out.dtype == np.uint8
         assert out.shape == (len(ids), *self.shape)
+        if len(ids) == 0:
+            return out
+        if ids.min() < 0 or ids.max() >= self._num_rows:
+            raise IndexError(f"ids {ids.min()}..{ids.max()} of a data set of {self._num_rows} rows")
         blocks = np.searchsorted(self._first, ids, side="right") - 1
         if not self._checked[blocks].all():
             for block in np.unique(blocks):
                 self._touch(int(block))
-        offsets = self._offset[blocks] + (ids - self._first[blocks]) * self.manifest.row_bytes
-        flat = out.reshape(len(ids), self.manifest.row_bytes)
+        row_bytes = self._row_bytes
+        offsets = self._offset[blocks] + (ids - self._first[blocks]) * row_bytes
+        rows = out.reshape(len(ids), row_bytes).view(f"V{row_bytes}")[:, 0]
         shards = self._shard_of_block[blocks]
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            flat[here] = self._mapped[int(shard)].windows[offsets[here]]
+        if (shards == shards[0]).all():
+            rows[:] = self._mapped[int(shards[0])].rows_at[offsets]
+        else:
+            for shard in np.unique(shards):
+                here = np.flatnonzero(shards == shard)
+                rows[here] = self._mapped[int(shard)].rows_at[offsets[here]]
         return out
 
     def _touch(self, block: int) -> None:
@@ -123,7 +129,7 @@ class DataSet:
             return
         shard, index = int(self._shard_of_block[block]), int(self._index_in_shard[block])
         if shard not in self._mapped:
-            self._mapped[shard] = MappedShard(self.path, self.manifest.shards[shard], self.manifest.row_bytes)
+            self._mapped[shard] = MappedShard(self.path, self.manifest.shards[shard], self._row_bytes)
         mapped = self._mapped[shard]
         if problem := mapped.block_problem(index):
             first = int(self._first[block])

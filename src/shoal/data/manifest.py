@@ -86,6 +86,11 @@ class Manifest(_Frozen):
         """Return the rows of all splits together."""
         return sum(split.rows for split in self.splits.values())
 
+    def file_sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each file beside the manifest."""
+        sizes = {shard.path: shard.bytes for shard in self.shards}
+        return sizes if self.labels is None else {**sizes, self.labels.path: self.labels.bytes}
+
     def digest(self) -> str:
         """Return the sha256, in hex, of what the rows are and of how blocks divide them.
 

@@ -18,22 +18,21 @@ def shard_schema(row_bytes: int) -> pa.Schema:
     return pa.schema([pa.field("image", pa.binary(row_bytes), nullable=False)])
 
 
-def size_problem(folder: Path, shard: Shard) -> str | None:
-    """Return what a look at the directory finds wrong with a shard (missing, or of another size), or None."""
-    path = folder / shard.path
-    if not path.is_file():
+def size_problem(file: Path, num_bytes: int) -> str | None:
+    """Return what a look at the directory finds wrong with a file that should have ``num_bytes``, or None."""
+    if not file.is_file():
         return "is missing"
-    found = path.stat().st_size
-    if found != shard.bytes:
-        return f"has {found:,} bytes where the manifest says {shard.bytes:,}, so it was truncated or changed"
+    found = file.stat().st_size
+    if found != num_bytes:
+        return f"has {found:,} bytes where the manifest says {num_bytes:,}, so it was truncated or changed"
     return None
 
 
 class MappedShard:
     """A shard in memory without a copy.
 
-    ``windows[i]`` is the ``row_bytes`` bytes that start at byte i of the file, so one fancy index gathers rows of many
-    blocks at once; row r of block b starts at ``offsets[b] + r * row_bytes``.
+    ``rows_at[i]`` is the row, as one opaque item, that starts at byte i of the file: one fancy index gathers the rows
+    of many blocks. Row r of block b starts at byte ``offsets[b] + r * row_bytes``.
     """
 
     def __init__(self, folder: Path, shard: Shard, row_bytes: int) -> None:
@@ -51,7 +50,8 @@ class MappedShard:
         self.shard = shard
         self.row_bytes = row_bytes
         self._bytes: Bytes = np.frombuffer(buffer, np.uint8)
-        self.windows: Bytes = np.lib.stride_tricks.sliding_window_view(self._bytes, row_bytes)
+        starts = len(self._bytes) - row_bytes + 1
+        self.rows_at: NDArray[np.void] = np.ndarray((starts,), f"V{row_bytes}", buffer, strides=(1,))
         self.offsets = np.array([column.buffers()[1].address - buffer.address for column in columns], np.int64)
 
     def block_problem(self, block: int) -> str | None:

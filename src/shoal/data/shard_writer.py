@@ -76,15 +76,17 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._write_block()
-            self._end_shard()
-        elif self._file is not None:
-            self._file.close()
+        try:
+            if error is None:
+                self._write_block()
+                self._end_shard()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
     def add(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> None:
         """Append images, uint8 [n, C, H, W], with labels, int32 [n]."""
-        rows = images.reshape(len(images), -1)
+        rows = images.reshape(len(images), self._images.shape[1])
         start = 0
         while start < len(rows):
             num = min(len(rows) - start, len(self._images) - self._filled)

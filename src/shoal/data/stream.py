@@ -121,13 +121,15 @@ class Stream:
 
     def __next__(self) -> RawBatch:
         """Return the next batch. Raises what went wrong while reading it, again at every further call."""
-        if self._closed:
-            raise RuntimeError("the stream is closed")
-        batch = self._ahead[0].result()  # left in place until it is good, so that a failed batch is never skipped
+        batch = self._head()
         self._ahead.popleft()
         self._position += self.batch
         self._read_ahead()
         return batch
+
+    def ready(self) -> None:
+        """Wait until the next batch is read. Raises what ``next`` would raise, and takes nothing."""
+        self._head()
 
     def close(self) -> None:
         """End the thread, after the batch that it is reading; what was read ahead is dropped."""
@@ -142,6 +144,11 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _head(self) -> RawBatch:
+        if self._closed:
+            raise RuntimeError("the stream is closed")
+        return self._ahead[0].result()  # left in place until it is good, so that a failed batch is never skipped
 
     def _read_ahead(self) -> None:
         while len(self._ahead) < PREFETCHED_BATCHES:

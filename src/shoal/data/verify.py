@@ -65,7 +65,7 @@ def _problems(path: Path, manifest: Manifest, progress: Progress | None) -> Iter
 def _shard_problems(path: Path, manifest: Manifest, shard: Shard, first: int) -> Iterator[Problem]:
     """Yield what is wrong with one shard, whose first global row is ``first``."""
     everything = (first, first + shard.rows - 1)
-    if size := size_problem(path, shard):
+    if size := size_problem(path / shard.path, shard.bytes):
         yield Problem(shard.path, size, rows=everything)
         return
     try:

@@ -89,8 +89,13 @@ def write_dataset(
 
 
 def _check_names(class_names: list[str] | None) -> None:
-    if class_names is not None and (not class_names or len(set(class_names)) < len(class_names)):
+    if class_names is None:
+        return
+    if not class_names or len(set(class_names)) < len(class_names):
         raise DataError(f"class names {class_names} must be at least one and all different; name each class once")
+    for name in class_names:
+        if name != name.encode(errors="replace").decode():
+            raise DataError(f"class name {name!a} is not valid Unicode, so it cannot be stored; rename the class")
 
 
 def _check_chunk(

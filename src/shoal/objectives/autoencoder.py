@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.nets import NetConfig
 from shoal.nets.family import ImageShape
@@ -27,13 +27,9 @@ class Autoencoder(Objective):
     phases = (Phase(name="reconstruction", trains=("encoder", "decoder")),)
     inference = ("encoder", "decoder")
 
-    def __init__(
-        self, config: AutoencoderConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange
-    ) -> None:
+    def __init__(self, config: AutoencoderConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange) -> None:
         """Build the two networks for images of ``shape``."""
-        self.nets = nn.ModuleDict(
-            {"encoder": nets.encoder(shape, nets.latent), "decoder": nets.decoder(shape, nets.latent)}
-        )
+        self.nets = {"encoder": nets.encoder(shape, nets.latent), "decoder": nets.decoder(shape, nets.latent)}
         self._code = config.code
         self._range = pixel_range
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from shoal.nets import NetConfig
@@ -32,7 +33,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """This worker's rows of a global batch.
+    """The rows of this worker in a global batch.
 
     Attributes:
         images: [n, C, H, W] float in the preset's range.
@@ -72,6 +73,12 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, phase: str, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """Return the scalar that ``phase`` minimises (a mean over the batch) and what to report of it."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move the networks to a device; return itself."""
+        for net in self.nets.values():
+            net.to(device)
+        return self
 
     def using(self, nets: Mapping[str, nn.Module]) -> Self:
         """Return the same objective on other networks; those not named stay."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from shoal.nets import NetConfig
@@ -36,9 +36,7 @@ class Gan(Objective):
 
     def __init__(self, config: GanConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange) -> None:
         """Build the two networks for images of ``shape``."""
-        self.nets = nn.ModuleDict(
-            {"generator": nets.decoder(shape, nets.latent), "discriminator": nets.encoder(shape, 1)}
-        )
+        self.nets = {"generator": nets.decoder(shape, nets.latent), "discriminator": nets.encoder(shape, 1)}
         self._latent = nets.latent
         self._loss = config.loss
         self._range = pixel_range
@@ -66,7 +64,7 @@ class Gan(Objective):
 
     def _generator_loss(self, z: Tensor) -> tuple[Tensor, Scalars]:
         fake = self.nets["discriminator"](self._generate(z)).squeeze(1)
-        # Minimax descends log(1 - D), whose gradient vanishes where D is sure; its authors' own cure is -log D (sec. 3).
+        # Minimax descends log(1 - D), whose gradient vanishes where D is sure; the paper's cure is -log D (sec. 3).
         loss = -softplus(fake) if self._loss == "minimax" else softplus(-fake)
         return loss.mean(), {"loss/generator": loss}
 

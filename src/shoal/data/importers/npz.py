@@ -1,6 +1,7 @@
 """Import a NumPy .npz archive of uint8 images."""
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,8 +42,7 @@ def import_npz(
                     labels[split] = _as_labels(f"{src}: {label_name}", arrays[label_name])
     if not images:
         raise DataError(
-            f"{src} holds {', '.join(arrays) or 'nothing'}; name the arrays images and labels, or x_train, y_train, "
-            "x_test and y_test"
+            f"{src} holds none of the known arrays; name them images and labels, or x_train, y_train, x_test and y_test"
         )
     if labels and (bare := set(images) - set(labels)):
         raise DataError(f"{src} has labels, but none for split {', '.join(sorted(bare))}; give labels to all or none")
@@ -57,15 +57,16 @@ def import_npz(
 def _load(src: Path) -> dict[str, NDArray[np.generic]]:
     known = {name for pairs in NAMES.values() for pair in pairs for name in pair}
     try:
-        with np.load(src, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with src.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise DataError(f"{src} is a single .npy array; save it with np.savez(file, images=array)")
             return {name: archive[name] for name in archive.files if name in known}
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{src} does not exist; give the path of an .npz file") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{src} is not readable as an .npz file of plain arrays: {error}; save it with np.savez"
         ) from None

@@ -1,0 +1,133 @@
+"""What a run has learned: ``shoal eval``, ``sample`` and ``reconstruct``."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from shoal.data import DataSet
+from shoal.errors import DataError, RunError
+from shoal.files import write_text
+from shoal.model import Model, load_model
+from shoal.pixels import to_uint8
+from shoal.quality.reconstruction import evaluate
+from shoal.recorder import save_png
+from shoal.render import above, grid
+from shoal.run import Run
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+DataDir = Annotated[Path | None, typer.Option(help="Data set directory.  [default: what the run was trained on]")]
+Split = Annotated[str, typer.Option(help="Which part of the data set.")]
+
+EVALUATION = "eval.json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("eval")(measure)
+    app.command()(sample)
+    app.command()(reconstruct)
+
+
+def measure(
+    run: RunDir,
+    data: DataDir = None,
+    split: Split = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print eval.json instead of a table.")] = False,
+) -> None:
+    """Measure a run on a whole split, and write RUN/eval.json."""
+    console, errors = Console(highlight=False), Console(stderr=True)
+    model, dataset = open_model(run, errors), open_data(run, data)
+    refuse_other_shape(model, dataset)
+    with Progress(console=errors, transient=True) as progress:
+        task = progress.add_task(f"evaluating {split}", total=dataset.num_rows(split))
+        result = evaluate(model, dataset, split, lambda samples: progress.advance(task, samples))
+    text = json.dumps(asdict(result), indent=1)
+    write_text(run / EVALUATION, text + "\n")
+    if as_json:
+        print(text)
+        return
+    table = Table(title=f"{run.name} after {model.samples:,} samples, on {result.num_samples:,} of {split}")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.5f}")
+    console.print(table)
+
+
+def sample(
+    run: RunDir,
+    num: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG file.  [default: RUN/samples.png]")] = None,
+) -> None:
+    """Generate images and lay them out in one PNG."""
+    errors = Console(stderr=True)
+    images = to_uint8(open_model(run, errors).sample(num, seed), "unit")
+    write_picture(grid(images, columns=columns_for(num)), out or run / "samples.png")
+
+
+def reconstruct(
+    run: RunDir,
+    data: DataDir = None,
+    split: Split = "test",
+    num: Annotated[int, typer.Option(min=1, help="Images.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="PNG file.  [default: RUN/reconstructions.png]")] = None,
+) -> None:
+    """Lay out the first images of a split above their reconstructions in one PNG."""
+    errors = Console(stderr=True)
+    model, dataset = open_model(run, errors), open_data(run, data)
+    refuse_other_shape(model, dataset)
+    if num > dataset.num_rows(split):
+        raise DataError(
+            f"--num {num} is more than the {dataset.num_rows(split)} images of split '{split}'; ask for fewer"
+        )
+    originals = torch.from_numpy(dataset.rows(split, 0, num).copy())
+    again = to_uint8(model.reconstruct(originals), "unit")
+    write_picture(above(originals, again, columns=min(num, 16)), out or run / "reconstructions.png")
+
+
+def open_model(run: Path, console: Console) -> Model:
+    """Load a run's model; say which checkpoints had to be passed over."""
+    passed_over: list[str] = []
+    model = load_model(run, passed_over=passed_over)
+    for problem in passed_over:
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False)
+    return model
+
+
+def open_data(run: Path, data: Path | None) -> DataSet:
+    """Open the named data set, or the one that the run was trained on."""
+    return DataSet.open(data or Run.open(run).data)
+
+
+def refuse_other_shape(model: Model, dataset: DataSet) -> None:
+    """Refuse images that the networks were not made for.
+
+    Raises:
+        RunError: with both shapes.
+    """
+    if tuple(dataset.shape) != model.shape:
+        made, given = ("x".join(map(str, shape)) for shape in (model.shape, dataset.shape))
+        raise RunError(f"the run was trained on images of {made}, {dataset.path} holds {given}; give another --data")
+
+
+def columns_for(num: int) -> int:
+    """Return how many images go side by side: a square, if it can be."""
+    return max(1, min(16, math.isqrt(num - 1) + 1))
+
+
+def write_picture(picture: np.ndarray, path: Path) -> None:
+    """Write a PNG and say where."""
+    if path.suffix.lower() != ".png":
+        raise RunError(f"--out {path} does not end in .png; only PNG files are written")
+    save_png(path, picture)
+    print(path)

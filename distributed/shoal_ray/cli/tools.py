@@ -1,0 +1,85 @@
+"""``shoal presets``, ``board`` and ``doctor``."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shoal.config import presets as known_presets
+from shoal.config import read_config
+from shoal.errors import RunError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(presets)
+    app.command()(board)
+    app.command()(doctor)
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show all of one preset.")] = None,
+) -> None:
+    """List the ready-made runs, or show one with every key."""
+    console = Console(highlight=False)
+    if name is not None:
+        config = read_config(name)
+        for line in _opening(known_presets().get(name, Path(name))):
+            print(f"# {line}")
+        print(config.to_yaml(), end="")
+        return
+    table = Table()
+    for column in ("preset", "objective", "nets", "samples", "what to expect"):
+        table.add_column(column)
+    for preset, path in known_presets().items():
+        config = read_config(preset)
+        nets = f"{config.nets.name}, latent {config.nets.latent}"
+        table.add_row(preset, config.objective.name, nets, f"{config.duration_samples:,}", " ".join(_opening(path)[1:]))
+    console.print(table)
+    console.print("shoal presets NAME shows every key; shoal train NAME --data DIR key=value trains it")
+
+
+def _opening(path: Path) -> list[str]:
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return lines
+
+
+def board(
+    runs: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or a folder of runs to compare.")],
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 6006,
+    host: Annotated[str, typer.Option(help="Who may look; TensorBoard asks for no password.")] = "127.0.0.1",
+) -> None:
+    """Open TensorBoard on a run, or on a folder of runs."""
+    if not runs.is_dir():
+        raise RunError(f"{runs} is not a directory; give a run, or the folder with all of them")
+    arguments = ["--logdir", str(runs), "--port", str(port), "--host", host]
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *arguments])
+
+
+def doctor(
+    address: Annotated[str | None, typer.Option(help="Ray cluster to look at, e.g. auto.")] = None,
+    storage: Annotated[Path, typer.Option(help="Folder for runs, to be written by every node.")] = Path("runs"),
+) -> None:
+    """Show versions, devices, the cluster and its storage: what is missing, and how to get it."""
+    from shoal_ray.doctor import examine
+
+    console = Console(highlight=False)
+    table = Table()
+    for column in ("", "what", "found", "remedy"):
+        table.add_column(column)
+    healthy = True
+    for finding in examine(address, storage):
+        healthy &= finding.good
+        mark = "[green]ok[/]" if finding.good else "[red]missing[/]"
+        table.add_row(mark, finding.what, finding.found, "" if finding.good else finding.remedy)
+    console.print(table)
+    if not healthy:
+        sys.exit(2)

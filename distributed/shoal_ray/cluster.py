@@ -1,0 +1,190 @@
+"""A Ray cluster to train on: connect to it, and refuse what it cannot do before anything starts."""
+
+import logging
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from shoal.data import load_manifest
+from shoal.errors import ClusterError
+
+PROBE_TIMEOUT_SEC = 60
+"""How long a node may take to answer; a fresh worker process imports torch first."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run asks of the cluster.
+
+    Attributes:
+        workers: DDP workers.
+        cpus_per_worker: may be a fraction.
+        gpus_per_worker: None: one where the cluster has enough, else none. Below one, workers share a GPU over gloo.
+    """
+
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float | None = None
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to the cluster at ``address``, or start one on this machine; leave it at the end.
+
+    Raises:
+        ClusterError: nobody answers there.
+    """
+    # Ray's own 2 s between looks at the workers would hold back every third report of a fast run.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # An actor of its own that watches for cloud preemption notices: nothing to see on one's own machines.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        ray.init(
+            address=address or "local",
+            namespace=f"shoal-{secrets.token_hex(4)}",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(
+            f"cannot connect to the Ray cluster at {address}: {str(error).splitlines()[0]}. Start one with `ray start"
+            " --head` or `ray up cluster.yaml`, or leave out --address to use this machine"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def preflight(resources: Resources, run_parent: Path, data: Path) -> Resources:
+    """Check capacity, versions, storage and data on every node; return the resources with the GPUs settled.
+
+    Raises:
+        ClusterError: says what there is and what was asked for.
+    """
+    nodes = alive_nodes()
+    settled = settle_gpus(resources, [node["Resources"] for node in nodes])
+    check_capacity(settled, [node["Resources"] for node in nodes])
+    if len(nodes) > 1 or nodes[0]["NodeID"] != ray.get_runtime_context().get_node_id():
+        check_nodes(nodes, run_parent, data)
+    return settled
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return Ray's description of every node that is up."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray's own
+
+
+def settle_gpus(resources: Resources, nodes: list[Mapping[str, float]]) -> Resources:
+    """Choose one GPU per worker where every worker can have one, and none otherwise, if nothing was said."""
+    if resources.gpus_per_worker is not None:
+        return resources
+    each = 1.0 if sum(int(node.get("GPU", 0)) for node in nodes) >= resources.workers else 0.0
+    return Resources(resources.workers, resources.cpus_per_worker, each)
+
+
+def check_capacity(resources: Resources, nodes: list[Mapping[str, float]]) -> None:
+    """Refuse more workers than fit, counted node by node: a worker cannot be split over two.
+
+    Raises:
+        ClusterError: with what the cluster has, what was asked for, and what would fit.
+    """
+    asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0.0}
+    fit = sum(
+        min((int(node.get(kind, 0) / each + 1e-9) for kind, each in asked.items() if each), default=resources.workers)
+        for node in nodes
+    )
+    if fit >= resources.workers:
+        return
+    total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in asked}
+    needed = ", ".join(f"{each:g} {kind}" for kind, each in asked.items() if each)
+    remedy = f"use --workers {fit}" if fit else "ask for less"
+    short = (
+        "--gpus-per-worker" if asked["GPU"] and total["GPU"] < resources.workers * asked["GPU"] else "--cpus-per-worker"
+    )
+    raise ClusterError(
+        f"{resources.workers} workers of {needed} each do not fit: the cluster has {total['CPU']:g} CPUs and"
+        f" {total['GPU']:g} GPUs on {len(nodes)} node(s), room for {fit}; {remedy}, a smaller {short},"
+        " or a larger cluster"
+    )
+
+
+def check_nodes(nodes: list[dict[str, Any]], run_parent: Path, data: Path | None) -> None:
+    """Ask every node for its versions, a file in the runs' folder, and the fingerprint of a data set, if one is named.
+
+    Raises:
+        ClusterError: names every node that differs.
+    """
+    mark = f".shoal-preflight-{secrets.token_hex(4)}"
+    run_parent.mkdir(parents=True, exist_ok=True)
+    here = run_parent / f"{mark}-driver"
+    here.write_text(mark)
+    try:
+        asked = {
+            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": probe.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(run_parent), mark, node["NodeID"], str(data) if data else None)
+            for node in nodes
+        }
+        problems = []
+        fingerprint = load_manifest(data).fingerprint if data else None
+        for name, reference in asked.items():
+            try:
+                answer = ray.get(reference, timeout=PROBE_TIMEOUT_SEC)
+            except ray.exceptions.RayError as error:
+                problems.append(f"{name}: no answer: {str(error).strip().splitlines()[-1]}; install shoal there")
+                continue
+            problems += [
+                f"{name}: {what} {answer[what]}, here {value}; install the same version everywhere"
+                for what, value in versions().items()
+                if answer[what] != value
+            ]
+            if answer["data"] != fingerprint:
+                problems.append(f"{name}: cannot use the data set {data}: {answer['data']}; put it on shared storage")
+            written = run_parent / answer["file"]
+            if not answer["sees_driver"] or not written.is_file():
+                problems.append(f"{name}: {run_parent} is not shared with it; give --out on storage every node mounts")
+        if problems:
+            raise ClusterError("the cluster is not ready:\n  " + "\n  ".join(problems))
+    finally:
+        for path in run_parent.glob(f"{mark}*"):
+            path.unlink(missing_ok=True)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def probe(folder: str, mark: str, node_id: str, data: str | None) -> dict[str, Any]:
+    """Run on one node: tell versions, and what it sees of the shared folder and the data set."""
+    found: dict[str, Any] = dict(versions())
+    file = f"{mark}-{node_id}"
+    try:
+        (Path(folder) / file).write_text(socket.gethostname())
+        found["sees_driver"] = (Path(folder) / f"{mark}-driver").is_file()
+    except OSError:
+        found["sees_driver"] = False
+    try:
+        found["data"] = load_manifest(Path(data)).fingerprint if data else None
+    except (ValueError, OSError) as error:
+        found["data"] = str(error)
+    return found | {"file": file}
+
+
+def versions() -> dict[str, str]:
+    """Return what must be the same on every node: Python up to its minor version, torch, ray, shoal."""
+    major, minor, _ = platform.python_version_tuple()
+    return {"python": f"{major}.{minor}"} | {package: version(package) for package in ("torch", "ray", "shoal")}
+
+
+def facts(resources: Resources, address: str | None) -> dict[str, Any]:
+    """Return what a run notes of the cluster it ran on."""
+    return {"launcher": "ray", "address": address or "local", **vars(resources)}

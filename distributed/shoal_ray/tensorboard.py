@@ -1,0 +1,41 @@
+"""A run in TensorBoard: scalars and pictures over the sample clock, the configuration as text. Knows nothing of Ray."""
+
+import time
+import warnings
+
+from shoal.loop import Tick
+from shoal.run import Run
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # tensorboard's generated code warns on import, about itself
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardSink:
+    """Writes ticks into ``RUN/tensorboard``, one directory for the whole life of the run.
+
+    Args:
+        run: the run.
+        samples: the clock that it goes on from. What an earlier process logged later than that is purged, so that no
+            step is shown twice.
+    """
+
+    def __init__(self, run: Run, samples: int) -> None:
+        self._writer = SummaryWriter(str(run.path / FOLDER), purge_step=samples + 1 if samples else None)
+        if not samples:
+            self._writer.add_text("config", "```yaml\n" + run.config.to_yaml() + "```", 0)
+
+    def write(self, tick: Tick) -> None:
+        """Show a tick at its sample."""
+        now = time.time()
+        for name, value in tick.scalars.items():
+            self._writer.add_scalar(name, value, tick.samples, walltime=now)
+        for name, picture in tick.images.items():
+            self._writer.add_image(name, picture, tick.samples, walltime=now, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the event file."""
+        self._writer.close()

@@ -1,0 +1,84 @@
+"""A finished model: a run's newest checkpoint, with the averaged weights where an average was kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shoal.checkpoint import Checkpoint
+from shoal.config import RunConfig
+from shoal.errors import RunError
+from shoal.loop import build_objective
+from shoal.noise import Noise
+from shoal.objectives import Generates, Objective, Reconstructs
+from shoal.pixels import to_float, to_unit
+from shoal.render import inference
+from shoal.run import Run
+from shoal.state import State
+from shoal.world import best_device
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run has learned, ready to use.
+
+    Attributes:
+        objective: with the weights to show.
+        config: that made it.
+        shape: of its images: channels, height, width.
+        samples: images it has seen.
+        device: where it computes.
+    """
+
+    objective: Objective
+    config: RunConfig
+    shape: tuple[int, int, int]
+    samples: int
+    device: torch.device
+
+    def sample(self, num: int, seed: int = 0) -> torch.Tensor:
+        """Return ``num`` generated images, float [num, C, H, W] in [0, 1], on the CPU.
+
+        Raises:
+            RunError: the objective does not generate.
+        """
+        objective = self.objective
+        if not isinstance(objective, Generates):
+            raise RunError(f"objective '{self.config.objective.name}' generates no images; try `shoal reconstruct`")
+        with inference(objective.nets):
+            images = objective.sample(num, Noise(seed, -1, num, slice(0, num), self.device))
+        return to_unit(images, self.config.data.range).cpu()
+
+    def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return reconstructions, float [n, C, H, W] in [0, 1] on the CPU, of uint8 images of that shape.
+
+        Raises:
+            RunError: the objective does not reconstruct.
+        """
+        objective = self.objective
+        if not isinstance(objective, Reconstructs):
+            raise RunError(f"objective '{self.config.objective.name}' does not reconstruct images; try `shoal sample`")
+        with inference(objective.nets):
+            x = to_float(pixels.to(self.device), self.config.data.range)
+            return to_unit(objective.decode(objective.encode(x)), self.config.data.range).cpu()
+
+
+def load_model(path: Path, device: torch.device | None = None, passed_over: list[str] | None = None) -> Model:
+    """Load what a run directory holds.
+
+    Raises:
+        RunError: no run, or no checkpoint yet.
+    """
+    run = Run.open(path)
+    found = run.newest_checkpoint(passed_over)
+    if found is None:
+        raise RunError(f"{path} has no checkpoint yet; let it train until checkpoint.every_samples, or stop it")
+    return restore(run.config, found, device or best_device())
+
+
+def restore(config: RunConfig, found: Checkpoint, device: torch.device) -> Model:
+    """Build the networks and fill them from a checkpoint."""
+    objective = build_objective(config, found.shape).to(device)
+    state = State.fresh(objective, config)
+    state.load_tensors(found.tensors())
+    return Model(objective.using(state.ema), config, found.shape, found.samples, device)
