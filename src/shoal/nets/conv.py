@@ -78,5 +78,6 @@ class ConvConfig(NetConfig):
             case "batch":
                 return nn.BatchNorm2d(channels)
             case "group":
-                groups = next(count for count in (8, 4, 2, 1) if channels % count == 0)
+                # Four channels a group at least: a group of one would wipe out each channel's mean.
+                groups = next(count for count in (8, 4, 2, 1) if channels % (4 * count) == 0 or count == 1)
                 return nn.GroupNorm(groups, channels)
