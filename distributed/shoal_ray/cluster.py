@@ -5,36 +5,24 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shoal.data import load_manifest
 from shoal.errors import ClusterError
+from shoal_ray.resources import Resources, check_capacity, settle_gpus
+
+KNOCK_TIMEOUT_SEC = 5
 
 PROBE_TIMEOUT_SEC = 60
 """How long a node may take to answer; a fresh worker process imports torch first."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a run asks of the cluster.
-
-    Attributes:
-        workers: DDP workers.
-        cpus_per_worker: may be a fraction.
-        gpus_per_worker: None: one where the cluster has enough, else none. Below one, workers share a GPU over gloo.
-    """
-
-    workers: int = 1
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float | None = None
 
 
 @contextmanager
@@ -48,6 +36,8 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # An actor of its own that watches for cloud preemption notices: nothing to see on one's own machines.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if address:
+        refuse_silence(address)
     try:
         ray.init(
             address=address or "local",
@@ -57,14 +47,36 @@ def connected(address: str | None) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(
-            f"cannot connect to the Ray cluster at {address}: {str(error).splitlines()[0]}. Start one with `ray start"
-            " --head` or `ray up cluster.yaml`, or leave out --address to use this machine"
-        ) from None
+        raise ClusterError(_unreachable(address, str(error).splitlines()[0])) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_silence(address: str) -> None:
+    """Knock at a cluster's port: ``ray.init`` itself waits for minutes where nobody answers.
+
+    Raises:
+        ClusterError: nobody does.
+    """
+    place = (os.environ.get("RAY_ADDRESS") or read_ray_address()) if address == "auto" else address
+    if not place:
+        raise ClusterError(_unreachable(address, "no cluster runs on this machine"))
+    host, _, port = place.rpartition(":")
+    if "://" in place or not port.isdigit():
+        raise ClusterError(_unreachable(address, "an address is HOST:PORT, e.g. ray-head:6379, or auto"))
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_SEC).close()
+    except OSError as error:
+        raise ClusterError(_unreachable(place, error.strerror or str(error))) from None
+
+
+def _unreachable(address: str | None, why: str) -> str:
+    return (
+        f"cannot connect to the Ray cluster at {address}: {why}. Start one with `ray start --head` or"
+        " `ray up cluster.yaml`, or leave out --address to use this machine"
+    )
 
 
 def preflight(resources: Resources, run_parent: Path, data: Path) -> Resources:
@@ -84,40 +96,6 @@ def preflight(resources: Resources, run_parent: Path, data: Path) -> Resources:
 def alive_nodes() -> list[dict[str, Any]]:
     """Return Ray's description of every node that is up."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray's own
-
-
-def settle_gpus(resources: Resources, nodes: list[Mapping[str, float]]) -> Resources:
-    """Choose one GPU per worker where every worker can have one, and none otherwise, if nothing was said."""
-    if resources.gpus_per_worker is not None:
-        return resources
-    each = 1.0 if sum(int(node.get("GPU", 0)) for node in nodes) >= resources.workers else 0.0
-    return Resources(resources.workers, resources.cpus_per_worker, each)
-
-
-def check_capacity(resources: Resources, nodes: list[Mapping[str, float]]) -> None:
-    """Refuse more workers than fit, counted node by node: a worker cannot be split over two.
-
-    Raises:
-        ClusterError: with what the cluster has, what was asked for, and what would fit.
-    """
-    asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0.0}
-    fit = sum(
-        min((int(node.get(kind, 0) / each + 1e-9) for kind, each in asked.items() if each), default=resources.workers)
-        for node in nodes
-    )
-    if fit >= resources.workers:
-        return
-    total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in asked}
-    needed = ", ".join(f"{each:g} {kind}" for kind, each in asked.items() if each)
-    remedy = f"use --workers {fit}" if fit else "ask for less"
-    short = (
-        "--gpus-per-worker" if asked["GPU"] and total["GPU"] < resources.workers * asked["GPU"] else "--cpus-per-worker"
-    )
-    raise ClusterError(
-        f"{resources.workers} workers of {needed} each do not fit: the cluster has {total['CPU']:g} CPUs and"
-        f" {total['GPU']:g} GPUs on {len(nodes)} node(s), room for {fit}; {remedy}, a smaller {short},"
-        " or a larger cluster"
-    )
 
 
 def check_nodes(nodes: list[dict[str, Any]], run_parent: Path, data: Path | None) -> None:

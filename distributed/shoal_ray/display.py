@@ -91,8 +91,8 @@ class Display:
     def refresh(self) -> None:
         """Look at the run's files and show what is new."""
         for failure in self._failures.new_rows():
-            ranks = ", ".join(f"rank {rank}: {' '.join(lines)}" for rank, lines in failure["workers"].items())
-            self.note(f"workers lost ({ranks}); starting again from the newest checkpoint")
+            said = [f"rank {rank}: {text.partition('. ')[0]}" for rank, text in failure["workers"].items()]
+            self.note(f"workers lost ({'; '.join(said)}); starting again from the newest checkpoint")
         rows = self._metrics.new_rows()
         if rows and rows[-1]["samples"] != self._row["samples"]:
             self._row = rows[-1]

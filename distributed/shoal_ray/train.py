@@ -16,7 +16,7 @@ from shoal.errors import ClusterError, ShoalError
 from shoal.execute import Outcome, execute
 from shoal.run import FAILURES, Run
 from shoal.world import PROCESS_GROUP_TIMEOUT_SEC, World
-from shoal_ray.cluster import Resources
+from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
 from shoal_ray.tensorboard import TensorBoardSink
 
@@ -148,6 +148,11 @@ class FlagWatch:
                 return  # the driver is gone; the run goes on without it
 
 
+def _gist(error: Exception) -> str:
+    """Return an exception's last line: before it, Ray puts the traceback of the worker."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 class FailureLog(UserCallback):
     """Writes down every loss of workers, from the process that replaces them."""
 
@@ -155,10 +160,10 @@ class FailureLog(UserCallback):
         self._path = path
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Append a row: when, which ranks, and the last line of what they said."""
+        """Append a row: when, which ranks, and what they said."""
         row = {
             "time": time.time(),
-            "workers": {rank: str(error).strip().splitlines()[-1:] for rank, error in worker_exceptions.items()},
+            "workers": {rank: _gist(error) for rank, error in worker_exceptions.items()},
         }
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")

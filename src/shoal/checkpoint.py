@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from shoal.errors import CheckpointError
@@ -75,7 +75,9 @@ def write(
         path.replace(aside)
         shutil.rmtree(aside)
     with atomic_directory(path) as folder:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        # As bytes, not by the library's own file writer: that one hides a full disk behind an error of its own.
+        saved_tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        (folder / TENSORS).write_bytes(saved_tensors)
         state = {
             "version": FORMAT_VERSION,
             "samples": samples,
@@ -83,7 +85,7 @@ def write(
             "shape": shape,
             "stream": stream,
             "config": config,
-            "tensors": {"bytes": (folder / TENSORS).stat().st_size, "xxh3": _checksum(folder / TENSORS)},
+            "tensors": {"bytes": len(saved_tensors), "xxh3": xxhash.xxh3_64_hexdigest(saved_tensors)},
         }
         (folder / STATE).write_text(json.dumps(state, indent=1))
 

@@ -1,19 +1,16 @@
 """Carrying out a run, whoever launched it: find the newest checkpoint, train from there, record every tick."""
 
-import errno
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from shoal.checkpoint import Checkpoint
 from shoal.errors import ShoalError
+from shoal.files import CANNOT_WRITE
 from shoal.loop import Tick, train
 from shoal.recorder import Recorder, Sink
 from shoal.run import Run
 from shoal.world import World
-
-FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-"""What trying again would not mend."""
 
 
 class StorageError(ShoalError):
@@ -70,7 +67,7 @@ def execute(
                 if recorder:
                     recorder.record(tick)
             except OSError as error:
-                if error.errno not in FULL_OR_FORBIDDEN:
+                if error.errno not in CANNOT_WRITE:
                     raise
                 # Kept for the next vote, so that every worker leaves the loop together.
                 failure = failure or StorageError(

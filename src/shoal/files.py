@@ -1,5 +1,6 @@
 """Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -7,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What the user can mend and trying again cannot."""
 
 
 def sync_directory(path: Path) -> None:
@@ -24,12 +28,23 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which file a full or read-only disk was met at: a failed write does not tell."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in CANNOT_WRITE and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes ``path`` when the block ends without an error, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        with temporary.open("xb") as file:
+        with _named(path), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -55,13 +70,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                with (Path(folder) / name).open("rb") as file:
-                    os.fsync(file.fileno())
-            sync_directory(Path(folder))
-        temporary.replace(path)
-        sync_directory(path.parent)
+        with _named(path):
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    with (Path(folder) / name).open("rb") as file:
+                        os.fsync(file.fileno())
+                sync_directory(Path(folder))
+            temporary.replace(path)
+            sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -78,8 +78,13 @@ class Run:
         if (path / PLUGIN).is_file():
             load_plugin(path / PLUGIN)
         config = build_config(yaml.safe_load((path / CONFIG).read_text()))
-        facts = json.loads((path / ENVIRONMENT).read_text())
-        return cls(path.resolve(), config, Path(facts["data"]))
+        return cls(path.resolve(), config, Path(cls.facts_of(path)["data"]))
+
+    @staticmethod
+    def facts_of(path: Path) -> dict[str, Any]:
+        """Return what a run directory notes of where it ran last, e.g. its number of workers; empty without a run."""
+        file = path / ENVIRONMENT
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
 
     def resumed(self, overrides: Sequence[str]) -> "Run":
         """Return this run with what may change changed; nothing is written.

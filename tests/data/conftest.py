@@ -3,14 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from numpy.typing import NDArray
 
 from shoal.data import DataSet
 from shoal.data.write import write_dataset
-
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
 
 SHAPE = (3, 4, 5)
 

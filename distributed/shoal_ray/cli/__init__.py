@@ -1,12 +1,12 @@
 """The ``shoal`` command. Stands on top of both packages; ray is imported only by the commands that need it."""
 
-import errno
 import sys
 
 import typer
 from rich.console import Console
 
 from shoal.errors import ShoalError
+from shoal.files import CANNOT_WRITE
 from shoal_ray.cli import data, results, tools, train
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ def main() -> None:
     except ShoalError as error:
         fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in CANNOT_WRITE:
             raise
         fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, or write somewhere else")
 

@@ -23,9 +23,9 @@ DataDir = Annotated[Path, typer.Argument(metavar="DIR", help="Data set directory
 def import_command(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(IMPORTERS)}.")],
     src: Annotated[Path | None, typer.Argument(metavar="[SRC]", help="Folder or file; fashion-mnist finds it.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Data set directory to make.  [required]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Data set directory to make. (required)")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="folder: crop to a square and resize to this.")] = None,
-    mode: Annotated[str | None, typer.Option(help="folder: L (grey) or RGB.  [default: as the first image]")] = None,
+    mode: Annotated[str | None, typer.Option(help="folder: L (grey) or RGB. (default: as the first image)")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="folder: leave out unreadable files, counted.")] = False,
     test_fraction: Annotated[
         float | None, typer.Option(min=0, max=0.9, help="folder without splits: this share becomes 'test'.")
@@ -39,7 +39,12 @@ def import_command(
     if kind == "fashion-mnist":
         options["notice"] = lambda text: console.print(text, markup=False)
     with Progress(
-        SpinnerColumn(), TextColumn("importing {task.completed:,} images"), TimeElapsedColumn(), console=console
+        SpinnerColumn(),
+        TextColumn("importing {task.completed:,} images"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ) as progress:
         task = progress.add_task("import", total=None)
         options["progress"] = lambda done: progress.update(task, completed=done)
@@ -91,7 +96,13 @@ def verify_command(directory: DataDir) -> None:
     total = load_manifest(directory).num_rows
     console = Console(stderr=True)
     with Progress(
-        TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+        TextColumn("verifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ) as progress:
         task = progress.add_task("verify", total=total)
         problems = verify(directory, lambda done: progress.update(task, completed=done))

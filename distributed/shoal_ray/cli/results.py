@@ -24,7 +24,7 @@ from shoal.render import above, grid
 from shoal.run import Run
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-DataDir = Annotated[Path | None, typer.Option(help="Data set directory.  [default: what the run was trained on]")]
+DataDir = Annotated[Path | None, typer.Option(help="Data set directory. (default: what the run was trained on)")]
 Split = Annotated[str, typer.Option(help="Which part of the data set.")]
 
 EVALUATION = "eval.json"
@@ -47,7 +47,7 @@ def measure(
     console, errors = Console(highlight=False), Console(stderr=True)
     model, dataset = open_model(run, errors), open_data(run, data)
     refuse_other_shape(model, dataset)
-    with Progress(console=errors, transient=True) as progress:
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(f"evaluating {split}", total=dataset.num_rows(split))
         result = evaluate(model, dataset, split, lambda samples: progress.advance(task, samples))
     text = json.dumps(asdict(result), indent=1)
@@ -67,7 +67,7 @@ def sample(
     run: RunDir,
     num: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="PNG file.  [default: RUN/samples.png]")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file. (default: RUN/samples.png)")] = None,
 ) -> None:
     """Generate images and lay them out in one PNG."""
     errors = Console(stderr=True)
@@ -80,7 +80,7 @@ def reconstruct(
     data: DataDir = None,
     split: Split = "test",
     num: Annotated[int, typer.Option(min=1, help="Images.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="PNG file.  [default: RUN/reconstructions.png]")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file. (default: RUN/reconstructions.png)")] = None,
 ) -> None:
     """Lay out the first images of a split above their reconstructions in one PNG."""
     errors = Console(stderr=True)

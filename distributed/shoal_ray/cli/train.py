@@ -20,6 +20,7 @@ from shoal.objectives import load_plugin
 from shoal.recorder import last_row
 from shoal.run import Run, refuse_existing
 from shoal.world import World, launched_world
+from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
 
 HELP = f"""Train a model: CONFIG is a preset ({", ".join(presets())}) or a YAML file; k=v sets any key.
@@ -41,27 +42,31 @@ def train(
         list[str] | None, typer.Argument(metavar="CONFIG [K=V]...", help="Preset or YAML file, then overrides.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Data set directory (see `shoal data import`).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory.  [default: runs/CONFIG]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory. (default: runs/CONFIG)")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own configuration.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="DDP workers.")] = 1,
-    cpus_per_worker: Annotated[float, typer.Option(min=0.01, help="May be a fraction.")] = 1.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="DDP workers. (default: 1; of a resumed run: as before)")
+    ] = None,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(min=0.01, help="May be a fraction. (default: 1; of a resumed run: as before)")
+    ] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="May be a fraction.  [default: 1 where there are enough, else 0]")
+        float | None, typer.Option(min=0, help="May be a fraction. (default: 1 where there are enough, else 0)")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster, e.g. auto or ray-head:6379.  [default: start one here]")
+        str | None, typer.Option(help="Ray cluster, e.g. auto or ray-head:6379. (default: start one here)")
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray; also under torchrun.")] = False,
     max_failures: Annotated[int, typer.Option(min=-1, help="Lost workers replaced before giving up; -1: always.")] = 3,
     plugin: Annotated[Path | None, typer.Option(help="Python file with an objective of your own.")] = None,
 ) -> None:
     console = Console(highlight=False)
-    if local and (address or workers > 1):
+    if local and (address or workers):
         raise ConfigError(
-            f"--local runs in this process; {'--address' if address else f'--workers {workers}'} does not go with it."
-            " Leave out one, or start workers with torchrun"
+            f"--local runs in this process; {'--address' if address else '--workers'} does not go with it."
+            " Leave out one, or start several such processes with torchrun"
         )
     name, overrides = split_words(words or [])
     if name is None and not resume:
@@ -77,10 +82,14 @@ def train(
                 request = Request(path, name, overrides, data, plugin, resume, world.size, {"launcher": "local"})
                 outcome, run = run_here(request, world, signals, console)
         else:
-            request = Request(path, name, overrides, data, plugin, resume, workers, {})
-            outcome, run = run_on_ray(
-                request, cpus_per_worker, gpus_per_worker, address, max_failures, signals, console
+            before = Run.facts_of(path) if resume else {}
+            asked = Resources(
+                workers or before.get("workers", 1),
+                cpus_per_worker or before.get("cpus_per_worker", 1.0),
+                gpus_per_worker if gpus_per_worker is not None else before.get("gpus_per_worker"),
             )
+            request = Request(path, name, overrides, data, plugin, resume, asked.workers, {})
+            outcome, run = run_on_ray(request, asked, address, max_failures, signals, console)
     if outcome is not None:
         summarise(run, outcome, time.monotonic() - began, console)
         if outcome.stopped:
@@ -163,8 +172,7 @@ def run_here(request: Request, world: World, signals: StopSignals, console: Cons
 
 def run_on_ray(
     request: Request,
-    cpus_per_worker: float,
-    gpus_per_worker: float | None,
+    asked: Resources,
     address: str | None,
     max_failures: int,
     signals: StopSignals,
@@ -174,13 +182,14 @@ def run_on_ray(
     from shoal_ray import cluster
     from shoal_ray.train import train_on_ray
 
-    asked = cluster.Resources(request.workers, cpus_per_worker, gpus_per_worker)
     with cluster.connected(address):
         resources = cluster.preflight(asked, request.path.resolve().parent, request.data.resolve())
         run = request.write(**cluster.facts(resources, address))
-        kind = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{cpus_per_worker:g} CPU"
+        gpus = resources.gpus_per_worker
+        kind = f"{gpus:g} GPU" if gpus else f"{resources.cpus_per_worker:g} CPU"
         announce(request, console, f"Ray, {resources.workers} worker(s) of {kind}")
-        with watching(run, request, console) as display:
+        # Again, since connecting put Ray's own SIGTERM handler in our place.
+        with watching(run, request, console) as display, signals.listening():
             asked_to_stop = False
 
             def wait() -> None:

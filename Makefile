@@ -1,0 +1,63 @@
+# Everything that a clone needs; `make` alone lists it. Nothing is written outside this folder, except that the import
+# of Fashion-MNIST may, as root, install Debian's package of it, and then says so.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format bench clean
+
+VENV ?= .venv
+DATA ?= data/fashion-mnist
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The first Python here that Shoal runs on. An unsupported one named by hand is refused below.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && exit; done; echo python3)
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON, VENV=$(VENV), DATA=$(DATA), PIP_ARGS, DEMO_ARGS, TEST_ARGS, BENCH_ARGS"
+
+install: $(INSTALLED) ## Make .venv with Shoal in it (once, and again when pyproject.toml changes)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV): PyTorch and Ray are large, this takes minutes the first time"
+	$(BIN)/python -m pip install $(PIP_ARGS) --editable '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "error: Shoal runs on Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo "not there")." \
+			"Install one of them, or name it: make install PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) has no module to make virtual environments with." \
+			"On Debian and Ubuntu: apt-get install python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+demo: ## Fetch Fashion-MNIST, train an autoencoder with two DDP workers, measure it, draw what it learned
+	+@VENV=$(VENV) DATA=$(DATA) docs/demo.sh $(DEMO_ARGS)
+
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(INSTALLED) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) $(DATA)/manifest.json ## Measure samples a second, side by side with a plain PyTorch loop
+	$(BIN)/python benchmarks/throughput.py --data $(DATA) $(BENCH_ARGS)
+
+$(DATA)/manifest.json: | $(INSTALLED)
+	$(BIN)/shoal data import fashion-mnist --out $(DATA)
+
+clean: ## Remove .venv, caches and builds; data/ and runs/ stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src distributed tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

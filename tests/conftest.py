@@ -1,0 +1,174 @@
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from numpy.typing import NDArray
+
+from shoal.checkpoint import Checkpoint, directory_name
+from shoal.config import RunConfig, build_config, with_overrides
+from shoal.data.write import write_dataset
+from shoal.loop import Tick, train
+from shoal.objectives import OBJECTIVES
+from shoal.run import Run
+from shoal.world import World
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+torch.set_num_threads(1)
+
+CLASSES = ["north-west", "north-east", "south-west", "south-east"]
+
+# 96 training images and batches of 20: no batch boundary falls on an epoch's before sample 480.
+TINY: dict[str, dict[str, Any]] = {
+    "autoencoder": {
+        "objective": {"name": "autoencoder"},
+        "nets": {"name": "mlp", "latent": 4, "hidden": [16]},
+        "optim": {"lr": 1e-2},
+    },
+    "gan": {
+        "objective": {"name": "gan"},
+        "nets": {"name": "mlp", "latent": 5, "hidden": [16], "activation": "leaky_relu"},
+        "data": {"range": "symmetric"},
+        "optim": {"lr": 2e-3, "betas": [0.5, 0.999]},
+    },
+}
+COMMON: dict[str, Any] = {
+    "batch": 20,
+    "duration_samples": 200,
+    "ema": {"half_life_samples": 100},
+    "report": {"every_samples": 20, "images_every_samples": 0},
+    "checkpoint": {"every_samples": 80},
+}
+
+
+def paint(num: int, channels: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return images that are noise with one bright quadrant, and which quadrant it is."""
+    labels = np.arange(num) % 4
+    images = np.random.default_rng(seed).integers(0, 60, (num, channels, size, size))
+    half = size // 2
+    for image, label in zip(images, labels, strict=True):
+        top, left = label // 2 * half, label % 2 * half
+        image[:, top : top + half, left : left + half] += 180
+    return images.astype(np.uint8), labels
+
+
+def write(out: Path, num: int, channels: int, size: int) -> Path:
+    """Write ``num`` training and a third as many test images, in blocks of 16 and shards of three blocks."""
+    write_dataset(
+        out,
+        {"train": [paint(num, channels, size, 0)], "test": [paint(num // 3, channels, size, 1)]},
+        shape=(channels, size, size),
+        class_names=CLASSES,
+        source="painted",
+        rows_per_block=16,
+        shard_bytes=3 * 16 * channels * size * size,
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 + 32 grey images of 28x28."""
+    return write(tmp_path_factory.mktemp("data") / "grey", 96, 1, 28)
+
+
+@pytest.fixture(scope="session")
+def colour_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 + 16 colour images of 32x32."""
+    return write(tmp_path_factory.mktemp("data") / "colour", 48, 3, 32)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., RunConfig]:
+    """Return ``tiny(kind, *overrides)``: the configuration of a run of a second, ``autoencoder`` or ``gan``."""
+
+    def build(kind: str = "autoencoder", *overrides: str) -> RunConfig:
+        return with_overrides(build_config({**COMMON, **TINY[kind]}), overrides)
+
+    return build
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, small_data: Path, tiny: Callable[..., RunConfig]) -> Callable[..., Run]:
+    """Return ``make_run(kind, *overrides, data=…)``: a fresh run directory."""
+    numbers = count()
+
+    def make(kind: str = "autoencoder", *overrides: str, data: Path | None = None) -> Run:
+        return Run.create(tmp_path / f"run-{next(numbers)}", tiny(kind, *overrides), data or small_data)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[..., list[Tick]]:
+    """Return ``finish(run, …)``: train alone on the CPU, save what is due, give the ticks.
+
+    ``stop_after`` is the number of steps after which to stop; ``into`` receives the ticks one by one.
+    """
+
+    def run_to_end(
+        run: Run, resume: Checkpoint | None = None, stop_after: int | None = None, into: list[Tick] | None = None
+    ) -> list[Tick]:
+        ticks = [] if into is None else into
+        asked = count(1)
+        for tick in train(run, World.local("cpu"), resume=resume, should_stop=lambda: next(asked) == stop_after):
+            if tick.save is not None:
+                tick.save(run.checkpoints / directory_name(tick.samples))
+            ticks.append(tick)
+        return ticks
+
+    return run_to_end
+
+
+@pytest.fixture(scope="session")
+def newest() -> Callable[[Run], Checkpoint]:
+    """Return the newest checkpoint of a run, which must have one."""
+
+    def find(run: Run) -> Checkpoint:
+        found = run.newest_checkpoint()
+        assert found is not None
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def differing() -> Callable[..., list[str]]:
+    """Return the names under which two sets of tensors are not bit for bit the same."""
+
+    def compare(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> list[str]:
+        return sorted(
+            name
+            for name in one.keys() | two.keys()
+            if name not in one
+            or name not in two
+            or one[name].dtype != two[name].dtype
+            or not one[name].equal(two[name])
+        )
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def measures() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return what a row or a tick's scalars measure of the learning, without the speed."""
+
+    def without_speed(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in row.items() if not name.startswith("speed/")}
+
+    return without_speed
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Put the registry of objectives back afterwards."""
+    before = dict(OBJECTIVES)
+    yield
+    OBJECTIVES.clear()
+    OBJECTIVES.update(before)
