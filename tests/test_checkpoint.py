@@ -85,11 +85,13 @@ def test_writing_over_a_checkpoint_replaces_it(folder: Path) -> None:
 
 
 def failing_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(tensors: dict[str, Tensor], path: Path) -> None:
-        path.write_bytes(b"half of it")
+    write_bytes = Path.write_bytes
+
+    def half(self: Path, data: bytes) -> int:
+        write_bytes(self, data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
 
 
 def failing_state(monkeypatch: pytest.MonkeyPatch) -> None:

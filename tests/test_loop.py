@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from shoal import loop
 from shoal.checkpoint import Checkpoint, directory_name
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream
@@ -117,6 +119,23 @@ def test_a_tick_tells_the_mean_since_the_last_one(make_run: MakeRun, finish: Fin
     assert clock(some) == [60, 120, 180, 200]
     expected = [np.mean(losses[:3]), np.mean(losses[3:6]), np.mean(losses[6:9]), losses[9]]
     assert [tick.scalars["loss/reconstruction"] for tick in some] == pytest.approx(expected)
+
+
+def test_the_speed_is_that_of_training_not_of_whoever_listens(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+
+    def step_takes_two_seconds() -> bool:
+        nonlocal now
+        now += 2
+        return False
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    run = make_run("autoencoder", "report.every_samples=40")
+    for tick in train(run, World.local("cpu"), should_stop=step_takes_two_seconds):
+        assert tick.scalars["speed/samples_per_sec"] == 10
+        now += 300
 
 
 def test_an_autoencoder_learns(make_run: MakeRun, finish: Finish) -> None:

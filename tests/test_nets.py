@@ -78,6 +78,20 @@ def test_conv_has_no_norm_next_to_the_image(norm: type[nn.Module]) -> None:
     assert next(reversed(list(nets.decoder((1, 32, 32), 3).children()))).__class__ is nn.ConvTranspose2d
 
 
+def test_initial_weights_may_be_those_of_dcgan() -> None:
+    torch.manual_seed(0)
+    nets = ConvConfig(width=16, latent=30, hidden=40, norm="batch", init_std=0.02)
+    for net in (nets.encoder((3, 32, 32), 30), nets.decoder((3, 32, 32), 30)):
+        for layer in net.children():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                assert layer.weight.std().item() == pytest.approx(0.02, rel=0.15)
+                assert abs(layer.weight.mean().item()) < 0.003
+                assert layer.bias is not None
+                assert not layer.bias.any()
+            elif isinstance(layer, nn.BatchNorm2d):
+                assert (layer.weight == 1).all()
+
+
 def test_a_discriminator_without_batch_statistics_judges_each_image_alone() -> None:
     torch.manual_seed(0)
     net = ConvConfig(width=4, norm="group").encoder((1, 28, 28), 1)

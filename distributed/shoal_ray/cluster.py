@@ -4,9 +4,10 @@ import logging
 import os
 import platform
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,13 @@ def check_nodes(nodes: list[dict[str, Any]], run_parent: Path, data: Path | None
     Raises:
         ClusterError: names every node that differs.
     """
-    mark = f".shoal-preflight-{secrets.token_hex(4)}"
-    run_parent.mkdir(parents=True, exist_ok=True)
-    here = run_parent / f"{mark}-driver"
-    here.write_text(mark)
+    shared = run_parent / f".shoal-preflight-{secrets.token_hex(4)}"
+    shared.mkdir(parents=True)
     try:
         asked = {
             f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(run_parent), mark, node["NodeID"], str(data) if data else None)
+            ).remote(str(shared), node["NodeID"], str(data) if data else None)
             for node in nodes
         }
         problems = []
@@ -130,31 +129,25 @@ def check_nodes(nodes: list[dict[str, Any]], run_parent: Path, data: Path | None
             ]
             if answer["data"] != fingerprint:
                 problems.append(f"{name}: cannot use the data set {data}: {answer['data']}; put it on shared storage")
-            written = run_parent / answer["file"]
-            if not answer["sees_driver"] or not written.is_file():
+            if not (shared / answer["node_id"]).is_file():
                 problems.append(f"{name}: {run_parent} is not shared with it; give --out on storage every node mounts")
         if problems:
             raise ClusterError("the cluster is not ready:\n  " + "\n  ".join(problems))
     finally:
-        for path in run_parent.glob(f"{mark}*"):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(shared, ignore_errors=True)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def probe(folder: str, mark: str, node_id: str, data: str | None) -> dict[str, Any]:
-    """Run on one node: tell versions, and what it sees of the shared folder and the data set."""
-    found: dict[str, Any] = dict(versions())
-    file = f"{mark}-{node_id}"
-    try:
-        (Path(folder) / file).write_text(socket.gethostname())
-        found["sees_driver"] = (Path(folder) / f"{mark}-driver").is_file()
-    except OSError:
-        found["sees_driver"] = False
+def probe(shared: str, node_id: str, data: str | None) -> dict[str, Any]:
+    """Run on one node: tell versions and what it sees of the data set, and sign in the driver's folder if it can."""
+    found: dict[str, Any] = versions() | {"node_id": node_id}
+    with suppress(OSError):
+        (Path(shared) / node_id).write_text(socket.gethostname())
     try:
         found["data"] = load_manifest(Path(data)).fingerprint if data else None
     except (ValueError, OSError) as error:
         found["data"] = str(error)
-    return found | {"file": file}
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,6 @@ from shoal.errors import DataError, RunError
 from shoal.files import write_text
 from shoal.model import Model, load_model
 from shoal.pixels import to_uint8
-from shoal.quality.reconstruction import evaluate
 from shoal.recorder import save_png
 from shoal.render import above, grid
 from shoal.run import Run
@@ -44,6 +43,8 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="Print eval.json instead of a table.")] = False,
 ) -> None:
     """Measure a run on a whole split, and write RUN/eval.json."""
+    from shoal.quality.reconstruction import evaluate  # torchmetrics takes 1.5 s to import; other commands do without
+
     console, errors = Console(highlight=False), Console(stderr=True)
     model, dataset = open_model(run, errors), open_data(run, data)
     refuse_other_shape(model, dataset)

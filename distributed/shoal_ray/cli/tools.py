@@ -34,7 +34,7 @@ def presets(
         return
     table = Table()
     for column in ("preset", "objective", "nets", "samples", "what to expect"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "preset")
     for preset, path in known_presets().items():
         config = read_config(preset)
         nets = f"{config.nets.name}, latent {config.nets.latent}"

@@ -1,5 +1,6 @@
 """``shoal train``: from a preset and a data set to a run directory."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -58,15 +59,18 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, e.g. auto or ray-head:6379. (default: start one here)")
     ] = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray; also under torchrun.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="In this process, without Ray; goes without saying under torchrun.")
+    ] = False,
     max_failures: Annotated[int, typer.Option(min=-1, help="Lost workers replaced before giving up; -1: always.")] = 3,
     plugin: Annotated[Path | None, typer.Option(help="Python file with an objective of your own.")] = None,
 ) -> None:
     console = Console(highlight=False)
+    local = local or "TORCHELASTIC_RUN_ID" in os.environ  # torchrun takes --local for an abbreviation of its own flags
     if local and (address or workers):
         raise ConfigError(
-            f"--local runs in this process; {'--address' if address else '--workers'} does not go with it."
-            " Leave out one, or start several such processes with torchrun"
+            f"--local, or torchrun, trains in this process; {'--address' if address else '--workers'} does not go with"
+            " it. Leave out one, or start several such processes with torchrun"
         )
     name, overrides = split_words(words or [])
     if name is None and not resume:

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from shoal.errors import ConfigError
@@ -27,6 +27,9 @@ class ConvConfig(NetConfig):
     width: PositiveInt = Field(32, description="channels of the layer next to the image")
     hidden: NonNegativeInt = Field(0, description="units between the convolutions and the latent; 0: none")
     norm: Norm = Field("group", description="'group' is the same at any world size")
+    init_std: PositiveFloat | None = Field(
+        None, description="of normal initial weights, DCGAN: 0.02. None: torch's"
+    )
 
     def encoder(self, shape: ImageShape, features: int) -> nn.Module:
         """Build [N, C, H, W] -> [N, features]; no norm next to the image, as DCGAN advises."""
@@ -40,7 +43,7 @@ class ConvConfig(NetConfig):
         layers += [nn.Flatten()]
         if self.hidden:
             layers += [nn.Linear(flat, self.hidden), self.activate()]
-        return nn.Sequential(*layers, nn.Linear(self.hidden or flat, features))
+        return self._initialised(nn.Sequential(*layers, nn.Linear(self.hidden or flat, features)))
 
     def decoder(self, shape: ImageShape, latent: int) -> nn.Module:
         """Build [N, latent] -> [N, C, H, W]."""
@@ -54,7 +57,8 @@ class ConvConfig(NetConfig):
         layers += [self._norm(widths[-1]), self.activate()]
         for before, after in pairwise(reversed(widths)):
             layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), self._norm(after), self.activate()]
-        return nn.Sequential(*layers, nn.ConvTranspose2d(widths[0], shape[0], 4, stride=2, padding=1))
+        last = nn.ConvTranspose2d(widths[0], shape[0], 4, stride=2, padding=1)
+        return self._initialised(nn.Sequential(*layers, last))
 
     def _plan(self, shape: ImageShape) -> tuple[list[int], int]:
         """Return the channels of each stage from the image inwards, and the innermost height."""
@@ -70,6 +74,15 @@ class ConvConfig(NetConfig):
             widths.append(self.width * min(2 ** len(widths), WIDEST))
             height //= 2
         return widths, height
+
+    def _initialised(self, net: nn.Module) -> nn.Module:
+        if self.init_std is not None:
+            for layer in net.modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                    nn.init.normal_(layer.weight, 0.0, self.init_std)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
+        return net
 
     def _norm(self, channels: int) -> nn.Module:
         match self.norm:

@@ -1,0 +1,211 @@
+"""Real Ray clusters: DDP workers killed by pid, stopped by a signal, resumed, and spread over two nodes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.checkpoint import newest
+from shoal.data.write import write_dataset
+
+DEADLINE_SEC = 240
+
+WORDS = (
+    "seed-autoencoder",
+    "nets.hidden=[8]",
+    "nets.latent=3",
+    "batch=15",  # over two workers: 7 and 8
+    "duration_samples=75_000",
+    "report.every_samples=1500",
+    "report.images_every_samples=0",
+    "checkpoint.every_samples=7500",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (256, 1, 8, 8), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("ray") / "data"
+    splits = {"train": [(images[:200], None)], "test": [(images[200:], None)]}
+    write_dataset(path, splits, shape=(1, 8, 8), class_names=None, source="test", rows_per_block=32)
+    return path
+
+
+def start(*words: str | Path, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "shoal_ray.cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200"},
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    try:
+        said = process.communicate(timeout=DEADLINE_SEC)[0]
+    finally:
+        process.kill()
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    return said
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + DEADLINE_SEC
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # between two looks; nothing relies on its length
+
+
+def workers_of(driver: int) -> list[int]:
+    """Return the pids of the DDP workers that descend from a driver process."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(folder.name)] = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue  # ended meanwhile
+
+    def descends(pid: int) -> bool:
+        while pid in parents and pid != driver:
+            pid = parents[pid]
+        return pid == driver
+
+    return sorted(pid for pid, title in titles.items() if b"ray::RayTrainWorker" in title and descends(pid))
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    one, two = newest(run / "checkpoints"), newest(other / "checkpoints")
+    assert one is not None
+    assert two is not None
+    assert one.samples == two.samples == 75_000
+    assert one.stream == two.stream
+    expected, found = one.tensors(), two.tensors()
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    steps = [row["samples"] for row in rows(other)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on two ranks under torchrun, without Ray; what the disturbed runs must come to."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    said = finish(start("train", *WORDS, "--data", data, "--out", run, launcher=torchrun))
+    assert "2 worker(s)" in said
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """Yield the address of a cluster of two nodes with one CPU each, on this machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()  # type: ignore[no-untyped-call]  # ray's own
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("train", *WORDS, "--data", data, "--out", run, "--workers", "2")
+    wait_until(lambda: newest(run / "checkpoints") is not None, process)
+    victims = workers_of(process.pid)
+    assert len(victims) == 2
+    os.kill(victims[0], signal.SIGKILL)
+    said = finish(process)
+    assert "workers lost" in said
+    failures = [json.loads(line) for line in (run / "failures.jsonl").read_text().splitlines()]
+    assert len(failures) == 1
+    assert_same_end(undisturbed, run)
+
+
+def test_sigterm_saves_that_very_sample_and_resume_goes_on_with_as_many_workers(
+    two_nodes: str, data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start("train", *WORDS, "--data", data, "--out", run, "--workers", "2", "--address", two_nodes)
+    wait_until(lambda: len(rows(run)) > 3, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, code=128 + signal.SIGTERM)
+    left = newest(run / "checkpoints")
+    assert left is not None
+    assert left.samples == rows(run)[-1]["samples"] < 75_000
+    said = finish(start("train", "--resume", "--out", run, "--address", two_nodes))
+    assert f"going on at sample {left.samples:,}" in said
+    assert "2 worker(s)" in said
+    assert_same_end(undisturbed, run)
+
+
+def test_a_users_error_in_a_worker_is_neither_retried_nor_a_traceback(
+    two_nodes: str, data: Path, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(data, tmp_path / "damaged"))
+    shard = bytearray((damaged / "shard-00000.arrow").read_bytes())
+    shard[len(shard) // 2] ^= 1
+    (damaged / "shard-00000.arrow").write_bytes(shard)
+    words = ("--data", damaged, "--out", tmp_path / "run", "--workers", "2", "--address", two_nodes)
+    said = finish(start("train", *WORDS, *words), code=2)
+    assert "error: " in said
+    assert "shard-00000.arrow" in said
+    assert not (tmp_path / "run" / "failures.jsonl").exists()
+
+
+def test_a_cluster_of_two_nodes_trains_together(two_nodes: str, data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(start("train", *WORDS, "--data", data, "--out", run, "--workers", "2", "--address", two_nodes))
+    assert_same_end(undisturbed, run)
+    assert json.loads((run / "environment.json").read_text())["address"] == two_nodes
+    assert not list(tmp_path.glob(".shoal-preflight*"))
+
+
+def test_a_cluster_that_is_too_small_says_what_fits(two_nodes: str, data: Path, tmp_path: Path) -> None:
+    words = ("--data", data, "--out", tmp_path / "run", "--workers", "3", "--address", two_nodes)
+    said = finish(start("train", *WORDS, *words), code=2)
+    assert "2 CPUs" in said
+    assert "on 2 node(s), room for 2" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_nodes_of_another_version_are_named(
+    two_nodes: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoal.errors import ClusterError
+    from shoal_ray import cluster
+
+    with cluster.connected(two_nodes):
+        nodes = cluster.alive_nodes()
+        cluster.check_nodes(nodes, tmp_path, data)
+        here = cluster.versions()
+        monkeypatch.setattr(cluster, "versions", lambda: here | {"torch": "1.0"})
+        with pytest.raises(ClusterError, match=r"torch .*, here 1\.0"):
+            cluster.check_nodes(nodes, tmp_path, data)
+    assert list(tmp_path.iterdir()) == []
