@@ -30,7 +30,7 @@ class Played:
 
     folder: Path
     tensors: list[dict[str, Tensor]]
-    errors: list[str]
+    errors: list[dict[str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,12 @@ def grey_28(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(
         path, {"train": [(images, None)]}, shape=(1, 28, 28), class_names=None, source="test", rows_per_block=16
     )
+    damaged = path.parent / "damaged"
+    splits = {"train": [(images[:80], None)], "test": [(images[80:], None)]}
+    write_dataset(damaged, splits, shape=(1, 28, 28), class_names=None, source="test", rows_per_block=16)
+    shard = bytearray((damaged / "shard-00001.arrow").read_bytes())
+    shard[len(shard) // 2] ^= 1
+    (damaged / "shard-00001.arrow").write_bytes(shard)
     return path
 
 
@@ -87,7 +93,7 @@ def launch(size: int, data: Path, out: Path) -> Played:
     return Played(
         out,
         [load_file(out / f"rank{rank}.safetensors") for rank in range(size)],
-        [json.loads((out / f"rank{rank}.json").read_text())["error"] for rank in range(size)],
+        [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(size)],
     )
 
 
@@ -163,7 +169,14 @@ def test_worlds_of_different_sizes_stay_together_for_twenty_steps(size: int, pla
 @pytest.mark.parametrize("size", WORLDS)
 def test_an_error_of_one_rank_is_raised_on_all_with_a_checkpoint(size: int, play: Callable[[int], Played]) -> None:
     played = play(size)
-    assert played.errors == [f"DataError: rank {size - 1} lost its shard"] * size
+    assert [told["error"] for told in played.errors] == [f"DataError: rank {size - 1} lost its shard"] * size
     saved = newest(played.folder / "failing" / "checkpoints")
     assert saved is not None
     assert saved.samples == 3 * 20
+
+
+@pytest.mark.parametrize("size", WORLDS)
+def test_damage_that_only_the_first_rank_meets_is_told_to_all(size: int, play: Callable[[int], Played]) -> None:
+    for told in play(size).errors:
+        assert told["damaged pictures"].startswith("DataError: ")
+        assert "shard-00001.arrow" in told["damaged pictures"]

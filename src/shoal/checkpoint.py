@@ -69,25 +69,41 @@ def write(
     stream: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint that exists wholly or not at all; a damaged one in its place is set aside first."""
-    if path.exists():
-        aside = temporary_beside(path)
-        path.replace(aside)
-        shutil.rmtree(aside)
-    with atomic_directory(path) as folder:
-        # As bytes, not by the library's own file writer: that one hides a full disk behind an error of its own.
-        saved_tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        (folder / TENSORS).write_bytes(saved_tensors)
-        state = {
-            "version": FORMAT_VERSION,
-            "samples": samples,
-            "batches": batches,
-            "shape": shape,
-            "stream": stream,
-            "config": config,
-            "tensors": {"bytes": len(saved_tensors), "xxh3": xxhash.xxh3_64_hexdigest(saved_tensors)},
-        }
-        (folder / STATE).write_text(json.dumps(state, indent=1))
+    """Write a checkpoint that exists wholly or not at all; what is in its place goes when the new one is whole."""
+    aside = temporary_beside(path)
+    try:
+        with atomic_directory(path) as folder:
+            _write_into(folder, tensors, samples, batches, shape, stream, config)
+            if path.exists():
+                path.replace(aside)
+    finally:
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_into(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    samples: int,
+    batches: int,
+    shape: tuple[int, int, int],
+    stream: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    # As bytes, not by the library's own file writer: that one hides a full disk behind an error of its own.
+    saved_tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    (folder / TENSORS).write_bytes(saved_tensors)
+    state = {
+        "version": FORMAT_VERSION,
+        "samples": samples,
+        "batches": batches,
+        "shape": shape,
+        "stream": stream,
+        "config": config,
+        "tensors": {"bytes": len(saved_tensors), "xxh3": xxhash.xxh3_64_hexdigest(saved_tensors)},
+    }
+    (folder / STATE).write_text(json.dumps({**state, "xxh3": _digest(state)}, indent=1))
 
 
 def read(path: Path) -> Checkpoint:
@@ -103,6 +119,9 @@ def read(path: Path) -> Checkpoint:
             raise NewerFormatError(
                 f"checkpoint {path} has format version {version}; this Shoal reads up to {FORMAT_VERSION}: upgrade it"
             )
+        digest = state.pop("xxh3")
+        if digest != _digest(state):
+            raise CheckpointError(f"checkpoint {path}: {STATE} does not match its checksum; it is damaged")
         tensors, expected = path / TENSORS, state["tensors"]
         if tensors.stat().st_size != expected["bytes"]:
             raise CheckpointError(
@@ -153,9 +172,18 @@ def newest(folder: Path, *, passed_over: list[str] | None = None) -> Checkpoint 
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what killed writers left behind."""
-    for path in [*saved(folder)[keep:], *_leftovers(folder)]:
+def _digest(state: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(state, sort_keys=True).encode())
+
+
+def prune(folder: Path, keep: int, now: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and what killed writers left behind.
+
+    Those of a later sample than ``now`` go first: a run that is at ``now`` has passed them over as damaged.
+    """
+    good = [path for path in saved(folder) if now is None or int(path.name) <= now]
+    damaged = [path for path in saved(folder) if path not in good]
+    for path in [*good[keep:], *damaged, *_leftovers(folder)]:
         aside = path if path.name.endswith(".tmp") else path.replace(temporary_beside(path))
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from shoal.errors import ConfigError, did_you_mean
 from shoal.nets import AnyNetConfig, parse_net
@@ -55,7 +55,7 @@ class RunConfig(Strict):
     nets: AnyNetConfig
     batch: Count = Field(256, gt=0, description="images in a global batch, shared out over the workers")
     duration_samples: Count = Field(600_000, gt=0)
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
@@ -77,7 +77,7 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     unknown = [key for key in sections if key not in RunConfig.model_fields]
     if unknown:
         known = list(dotted_keys(RunConfig))
-        raise ConfigError("\n".join(f"unknown key {key}{did_you_mean(key, known)}" for key in unknown))
+        raise ConfigError("\n".join(f"unknown key {key}{did_you_mean(str(key), known)}" for key in unknown))
     sections["objective"] = parse_objective(sections.get("objective", {}))
     sections["nets"] = parse_net(sections.get("nets", {}))
     config = parse(RunConfig, sections)
@@ -109,18 +109,21 @@ def read_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: no such preset or file, malformed YAML, or a bad key or value.
     """
-    values = _read_yaml(_find(source))
-    for override in overrides:
-        values = merge(values, parse_override(override))
-    return build_config(values)
+    return build_config(_overridden(_read_yaml(_find(source)), overrides))
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return a configuration with ``key.sub=value`` overrides applied."""
-    values = config.model_dump(mode="json")
-    for override in overrides:
-        values = merge(values, parse_override(override))
-    return build_config(values)
+    return build_config(_overridden(config.model_dump(mode="json"), overrides))
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    # Another name starts its section afresh, so names come first: no override of the new section is lost.
+    parsed = [parse_override(override) for override in overrides]
+    parsed.sort(key=lambda top: not any(isinstance(section, Mapping) and "name" in section for section in top.values()))
+    for top in parsed:
+        values = merge(values, top)
+    return values
 
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
@@ -194,5 +197,5 @@ def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{at}.{key}" if at else key
-        flat |= _flat(value, dotted) if isinstance(value, Mapping) and value else {dotted: value}
+        flat |= _flat(value, dotted) if isinstance(value, Mapping) else {dotted: value}
     return flat

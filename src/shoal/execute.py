@@ -59,25 +59,39 @@ def execute(
 
     resume = _agree_on_checkpoint(run, world)
     samples = resume.samples if resume else 0
+
+    def begin() -> Recorder | None:
+        try:
+            return Recorder(run, samples=samples, sinks=sinks(samples)) if world.first else None
+        except OSError as error:
+            raise storage_error(run, error) from error
+
     with ExitStack() as stack:
-        recorder = stack.enter_context(Recorder(run, samples=samples, sinks=sinks(samples))) if world.first else None
+        recorder = world.together(begin)
+        if recorder:
+            stack.enter_context(recorder)
         for tick in train(run, world, resume=resume, should_stop=ask):
             samples = tick.samples
             try:
                 if recorder:
                     recorder.record(tick)
             except OSError as error:
-                if error.errno not in CANNOT_WRITE:
-                    raise
                 # Kept for the next vote, so that every worker leaves the loop together.
-                failure = failure or StorageError(
-                    f"cannot write {error.filename or run.path}: {error.strerror}; make room or give another --out."
-                    " --resume goes on from the last whole checkpoint"
-                )
+                failure = failure or storage_error(run, error)
             on_tick(tick)
     if failure is not None:
         raise failure
     return Outcome(samples, stopped=samples < run.config.duration_samples)
+
+
+def storage_error(run: Run, error: OSError) -> StorageError:
+    """Return what a full or read-only disk means to the user; any other trouble is raised as it is."""
+    if error.errno not in CANNOT_WRITE:
+        raise error
+    return StorageError(
+        f"cannot write {error.filename or run.path}: {error.strerror}; make room or give another --out."
+        " --resume goes on from the last whole checkpoint"
+    )
 
 
 def _agree_on_checkpoint(run: Run, world: World) -> Checkpoint | None:

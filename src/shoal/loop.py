@@ -84,7 +84,9 @@ def train(
     data, objective, state = world.together(prepare)
     engine = Engine(objective, state, config, world)
     meter = Meter(world)
-    pictures = Pictures(objective, state, data, config, world.device) if world.first else None
+    draws = world.first and config.report.images_every_samples > 0
+    # Together, since it reads images: damage that only the first worker meets must not leave the others waiting.
+    pictures = world.together(lambda: Pictures(objective, state, data, config, world.device) if draws else None)
     settled = False
     told_at, since = state.samples, time.perf_counter()
     with Stream(
@@ -102,7 +104,8 @@ def train(
             choice, problem = GO_ON, None
             try:
                 choice = STOP if should_stop() else GO_ON
-                stream.ready()  # the batch after this one: what fails there is voted on before anyone waits for it
+                if state.samples + config.batch < config.duration_samples:
+                    stream.ready()  # the batch after this one: what fails there is voted on before anyone waits for it
             except ShoalError as error:
                 choice, problem = FAIL, error
             vote = world.vote(choice)
@@ -122,12 +125,10 @@ def train(
             answer = vote.result()
             last = answer != GO_ON or state.samples >= config.duration_samples
             saves = last or due(config.checkpoint.every_samples, before, state.samples)
-            shows = config.report.images_every_samples > 0 and (
-                last or due(config.report.images_every_samples, before, state.samples)
-            )
+            shows = last or due(config.report.images_every_samples, before, state.samples)
             if saves or shows or due(config.report.every_samples, before, state.samples):
                 scalars = meter.take()
-                refuse_divergence(scalars, state.samples)
+                refuse_divergence(scalars, state)
                 now = time.perf_counter()
                 speed = {"speed/samples_per_sec": (state.samples - told_at) / (now - since)}
                 yield Tick(
@@ -180,11 +181,19 @@ def saver(state: State, stream: Stream, data: DataSet, config: RunConfig) -> Cal
     )
 
 
-def refuse_divergence(scalars: Mapping[str, float], samples: int) -> None:
-    """Stop a run whose losses are no longer numbers, before it overwrites good checkpoints."""
-    for name, value in scalars.items():
-        if not isfinite(value):
-            raise RunError(
-                f"{name} is {value} at sample {samples}; the run has diverged. Lower optim.lr or set optim.clip;"
-                " --resume goes on from the last checkpoint before it"
-            )
+def refuse_divergence(scalars: Mapping[str, float], state: State) -> None:
+    """Stop a run whose losses or weights are no longer numbers, before it overwrites good checkpoints.
+
+    The weights are looked at as well: the step that destroys them can still have a finite loss.
+    """
+    lost = [f"{name} is {value}" for name, value in scalars.items() if not isfinite(value)]
+    lost += [
+        f"a weight of the {name} is not finite"
+        for name, net in state.nets.items()
+        if not all(bool(weight.isfinite().all()) for weight in net.parameters())
+    ]
+    if lost:
+        raise RunError(
+            f"{lost[0]} at sample {state.samples}; the run has diverged. Lower optim.lr or set optim.clip;"
+            " --resume goes on from the last checkpoint before it"
+        )

@@ -36,5 +36,6 @@ class Noise:
         Drawn as [size, batch], so that a larger latent keeps the noise of its old dimensions.
         """
         generator = self._seeded(purpose)
-        drawn = torch.randn(size, self._batch, generator=generator, device=generator.device)
-        return drawn[:, self._rows].T
+        # Whole vectors of 16, or torch draws the end of a tensor otherwise than the middle of a larger one.
+        drawn = torch.randn(size, -(-self._batch // 16) * 16, generator=generator, device=generator.device)
+        return drawn[:, : self._batch][:, self._rows].T

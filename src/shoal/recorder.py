@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -58,7 +59,7 @@ class Recorder:
         if tick.save is not None:
             folder = self._run.checkpoints
             tick.save(folder / checkpoint.directory_name(tick.samples))
-            checkpoint.prune(folder, self._run.config.checkpoint.keep)
+            checkpoint.prune(folder, self._run.config.checkpoint.keep, now=tick.samples)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -68,7 +69,8 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the files and the sinks."""
-        self._metrics.close()
+        with suppress(OSError):  # every row was flushed when it was recorded, or its failure was told then
+            self._metrics.close()
         for sink in self._sinks:
             sink.close()
 

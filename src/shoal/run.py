@@ -14,11 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shoal import checkpoint
 from shoal.checkpoint import Checkpoint
-from shoal.config import RunConfig, build_config, changed_keys, may_change, with_overrides
+from shoal.config import RunConfig, changed_keys, may_change, read_config, with_overrides
 from shoal.errors import RunError
 from shoal.files import atomic_directory, write_text
 from shoal.objectives import load_plugin
@@ -77,8 +75,12 @@ class Run:
             raise RunError(f"{path} is not a run directory (no {CONFIG} in it); give the --out of a training run")
         if (path / PLUGIN).is_file():
             load_plugin(path / PLUGIN)
-        config = build_config(yaml.safe_load((path / CONFIG).read_text()))
-        return cls(path.resolve(), config, Path(cls.facts_of(path)["data"]))
+        config = read_config(path / CONFIG)
+        try:
+            data = Path(json.loads((path / ENVIRONMENT).read_text())["data"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path / ENVIRONMENT} does not say where the data is ({error!r}); start anew") from None
+        return cls(path.resolve(), config, data)
 
     @staticmethod
     def facts_of(path: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Frozen, strict settings: an unknown key is an error that names its nearest neighbour; nothing is repaired."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from shoal.errors import ConfigError, did_you_mean
 
@@ -12,6 +12,15 @@ class Strict(BaseModel):
     """Base of every section of a configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name is not None:
+            kind = cls.model_fields[info.field_name].annotation
+            if kind is not bool and bool not in get_args(kind):
+                raise ValueError(f"{str(value).lower()} is a truth value, not what belongs here")
+        return value
 
 
 def _whole_number(value: object) -> object:
@@ -44,7 +53,7 @@ def parse(section: type[Section], values: object, *, at: str = "") -> Section:
         return section.model_validate(values)
     except ValidationError as error:
         known = list(dotted_keys(section, at))
-        raise ConfigError("\n".join(_explain(problem, known, at) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_explain(problem, section, known, at) for problem in error.errors())) from None
 
 
 def dotted_keys(section: type[Strict], at: str = "") -> Iterator[str]:
@@ -58,12 +67,24 @@ def dotted_keys(section: type[Strict], at: str = "") -> Iterator[str]:
             yield key
 
 
-def _explain(problem: Any, known: list[str], at: str) -> str:
+def _fields_at(section: Any, loc: list[Any]) -> list[str]:
+    """Return the fields of the section that a place lies in, through mappings of names to sections too."""
+    while loc:
+        fields = section.model_fields if isinstance(section, type) and issubclass(section, Strict) else {}
+        if loc[0] in fields:
+            section, loc = fields[loc[0]].annotation, loc[1:]
+        else:
+            section, loc = next(reversed(get_args(section)), None), loc[1:]
+    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Strict) else []
+
+
+def _explain(problem: Any, section: type[Strict], known: list[str], at: str) -> str:
     key = ".".join(str(part) for part in ([at] if at else []) + list(problem["loc"]))
     match problem["type"]:
         case "extra_forbidden":
-            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]] or known
-            hint = did_you_mean(key, known) or f"; known here: {', '.join(siblings)}"
+            place = key.rpartition(".")[0]
+            siblings = [f"{place}.{name}" if place else name for name in _fields_at(section, list(problem["loc"])[:-1])]
+            hint = did_you_mean(key, siblings) or did_you_mean(key, known) or f"; known here: {', '.join(siblings)}"
             return f"unknown key {key}{hint}"
         case "missing":
             return f"{key} is missing; set {key}=…"

@@ -27,9 +27,7 @@ class ConvConfig(NetConfig):
     width: PositiveInt = Field(32, description="channels of the layer next to the image")
     hidden: NonNegativeInt = Field(0, description="units between the convolutions and the latent; 0: none")
     norm: Norm = Field("group", description="'group' is the same at any world size")
-    init_std: PositiveFloat | None = Field(
-        None, description="of normal initial weights, DCGAN: 0.02. None: torch's"
-    )
+    init_std: PositiveFloat | None = Field(None, description="of normal initial weights, DCGAN: 0.02. None: torch's")
 
     def encoder(self, shape: ImageShape, features: int) -> nn.Module:
         """Build [N, C, H, W] -> [N, features]; no norm next to the image, as DCGAN advises."""

@@ -1,6 +1,7 @@
 """Objectives, one file per family. To add one: a file here, a line in the registry, a preset. Or bring a plug-in."""
 
 import importlib.util
+import sys
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -47,6 +48,7 @@ def load_plugin(path: Path) -> None:
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"plug-in {path} is not a Python file; give --plugin a .py file that defines an Objective")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as dataclasses, pydantic and pickle expect of a module
     spec.loader.exec_module(module)
     found = [
         value
