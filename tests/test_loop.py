@@ -18,12 +18,13 @@ from shoal.checkpoint import Checkpoint, directory_name
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream
 from shoal.errors import ConfigError, DataError, RunError, ShoalError
-from shoal.loop import Tick, build_objective, check, train
+from shoal.loop import Tick, build_objective, check, refuse_divergence, train
 from shoal.noise import Noise
 from shoal.objectives import Autoencoder, Batch, Scalars, register
 from shoal.objectives.autoencoder import AutoencoderConfig
 from shoal.pixels import to_float
 from shoal.run import Run
+from shoal.state import State
 from shoal.world import World
 
 Tiny = Callable[..., RunConfig]
@@ -545,3 +546,14 @@ def test_a_users_error_out_of_should_stop_comes_after_a_tick_with_a_checkpoint(m
         ticks.extend(train(make_run(), World.local("cpu"), should_stop=fail))
     assert clock(ticks) == [20, 40, 60]
     assert ticks[-1].save is not None
+
+
+def test_weights_that_are_no_numbers_are_never_saved_even_where_the_loss_still_is_one(make_run: MakeRun) -> None:
+    run = make_run("autoencoder")
+    objective = build_objective(run.config, (1, 28, 28))
+    state = State.fresh(objective, run.config)
+    refuse_divergence({"loss/reconstruction": 0.1}, state)
+    with torch.no_grad():
+        next(objective.nets["decoder"].parameters()).view(-1)[3] = torch.inf
+    with pytest.raises(RunError, match="a weight of the decoder is not finite at sample 0"):
+        refuse_divergence({"loss/reconstruction": 0.1}, state)
