@@ -33,7 +33,7 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         ClusterError: nobody answers there.
     """
-    # Ray's own 2 s between looks at the workers would hold back every third report of a fast run.
+    # How soon a lost worker is noticed, and the end of the run; Ray's own 2 s are long next to a short run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # An actor of its own that watches for cloud preemption notices: nothing to see on one's own machines.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -111,7 +111,11 @@ def _outcome(ended: dict[str, Any]) -> Outcome:
 
 
 def worker(settings: dict[str, Any]) -> dict[str, Any] | ShoalError:
-    """Carry out the run as one worker. A user's error is returned, not raised: Ray would retry it."""
+    """Carry out the run as one worker. A user's error is returned, not raised: Ray would retry it.
+
+    Ticks are not passed to ``ray.train.report``: its queue holds one, which the controller takes at its next look at
+    the workers, so that frequent ticks would wait for it; and the driver reads the run's own files anyway.
+    """
     should_stop = FlagWatch(settings["flag"]) if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
         run = Run.open(Path(settings["run"]))
@@ -120,7 +124,6 @@ def worker(settings: dict[str, Any]) -> dict[str, Any] | ShoalError:
             World.joined(get_device()),
             should_stop=should_stop,
             sinks=lambda samples: [TensorBoardSink(run, samples)],
-            on_tick=lambda tick: ray.train.report({"samples": tick.samples, **tick.scalars}),
         )
     except ShoalError as error:
         return error

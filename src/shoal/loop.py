@@ -129,8 +129,9 @@ def train(
             if saves or shows or due(config.report.every_samples, before, state.samples):
                 scalars = meter.take()
                 refuse_divergence(scalars, state)
-                now = time.perf_counter()
-                speed = {"speed/samples_per_sec": (state.samples - told_at) / (now - since)}
+                # The mean over the workers, so that every scalar is the same on all of them.
+                elapsed_sec = world.sum(torch.tensor(time.perf_counter() - since, device=world.device)) / world.size
+                speed = {"speed/samples_per_sec": (state.samples - told_at) / float(elapsed_sec)}
                 yield Tick(
                     samples=state.samples,
                     scalars={**scalars, **engine.learning_rates(), **speed},
