@@ -398,7 +398,7 @@ def test_more_workers_than_images_in_a_batch_are_refused_with_the_arithmetic(tin
 def test_images_that_the_networks_cannot_make_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     from shoal.data.write import write_dataset
 
-    images = np.zeros((4, 1, 30, 30), np.uint8)
+    images = np.zeros((24, 1, 30, 30), np.uint8)
     write_dataset(tmp_path / "odd", {"train": [(images, None)]}, shape=(1, 30, 30), class_names=None, source="zeros")
     data = DataSet.open(tmp_path / "odd")
     check(tiny("autoencoder"), data, 1)

@@ -149,7 +149,7 @@ def check(config: RunConfig, data: DataSet, workers: int) -> None:
     """Refuse what cannot run, before any worker starts.
 
     Raises:
-        ConfigError: too small a batch, or networks that cannot make such images.
+        ConfigError: too small or too large a batch, or networks that cannot make such images.
         DataError: no such split.
     """
     if config.batch < workers:
@@ -157,9 +157,13 @@ def check(config: RunConfig, data: DataSet, workers: int) -> None:
             f"batch {config.batch} cannot feed {workers} workers (one image each at least); use batch >= {workers},"
             f" or at most {config.batch} workers"
         )
-    data.num_rows(config.data.split)
+    rows = data.num_rows(config.data.split)
     with torch.device("meta"):  # shapes only: costs no memory
         build_objective(config, data.shape)
+    if config.batch > rows:
+        raise ConfigError(
+            f"batch {config.batch} is more than the {rows} images of split '{config.data.split}'; use batch <= {rows}"
+        )
 
 
 def build_objective(config: RunConfig, shape: tuple[int, int, int]) -> Objective:

@@ -36,6 +36,7 @@ def refused(said: Any, *parts: str) -> None:
         (["seed-autoencoder", "objective.name=gann"], ["gann", "did you mean 'gan'"]),
         (["seed-autoencoder", "data.split=valid"], ["valid", "train"]),
         (["seed-autoencoder", "batch=2", "--workers", "3"], ["batch 2 cannot feed 3 workers", "use batch >= 3"]),
+        (["seed-autoencoder", "batch=1e12"], ["batch 1000000000000 is more than the 64 images", "use batch <= 64"]),
         (["seed-autoencoder", "gan"], ["more than one CONFIG"]),
         (["nowhere.yaml"], ["nowhere.yaml does not exist"]),
         ([], ["no CONFIG given"]),
