@@ -48,7 +48,7 @@ def connected(address: str | None) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(_unreachable(address, str(error).splitlines()[0])) from None
+        raise ClusterError(_unreachable(address, str(error).strip().partition("\n")[0])) from None
     try:
         yield
     finally:
@@ -74,10 +74,18 @@ def refuse_silence(address: str) -> None:
 
 
 def _unreachable(address: str | None, why: str) -> str:
+    if address is None:
+        return f"cannot start Ray on this machine: {why}. See `shoal doctor`, or train without it: --local"
     return (
         f"cannot connect to the Ray cluster at {address}: {why}. Start one with `ray start --head` or"
         " `ray up cluster.yaml`, or leave out --address to use this machine"
     )
+
+
+def free_resources() -> str:
+    """Return what of the cluster nobody uses, in words."""
+    free = ray.available_resources()  # type: ignore[no-untyped-call]  # ray's own
+    return f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
 
 
 def preflight(resources: Resources, run_parent: Path, data: Path) -> Resources:
@@ -105,8 +113,9 @@ def check_nodes(nodes: list[dict[str, Any]], run_parent: Path, data: Path | None
     Raises:
         ClusterError: names every node that differs.
     """
-    shared = run_parent / f".shoal-preflight-{secrets.token_hex(4)}"
-    shared.mkdir(parents=True)
+    existing = next(folder for folder in [run_parent, *run_parent.parents] if folder.is_dir())
+    shared = existing / f".shoal-preflight-{secrets.token_hex(4)}"
+    shared.mkdir()
     try:
         asked = {
             f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": probe.options(

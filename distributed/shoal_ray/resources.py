@@ -1,5 +1,6 @@
 """What a run asks of a cluster, and whether it fits: arithmetic, without Ray."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,7 +36,15 @@ def check_capacity(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
     Raises:
         ClusterError: with what the cluster has, what was asked for, and what would fit.
     """
-    asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0.0}
+    gpus = resources.gpus_per_worker or 0.0
+    for flag, value in (("--cpus-per-worker", resources.cpus_per_worker), ("--gpus-per-worker", gpus)):
+        if not math.isfinite(value):
+            raise ClusterError(f"{flag} {value} is not an amount; use e.g. {flag} 1")
+    if gpus > 1 and not gpus.is_integer():
+        raise ClusterError(
+            f"--gpus-per-worker {gpus:g}: Ray gives whole GPUs or a share of one; use {int(gpus)}, or less than 1"
+        )
+    asked = {"CPU": resources.cpus_per_worker, "GPU": gpus}
     fit = sum(
         min((int(node.get(kind, 0) / each + 1e-9) for kind, each in asked.items() if each), default=resources.workers)
         for node in nodes

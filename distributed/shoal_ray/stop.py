@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal that went away
+
 
 class StopSignals:
-    """What SIGINT and SIGTERM asked for while ``listening``.
+    """What signals asked for while ``listening``.
 
     Attributes:
         asked: set by the first signal: finish the step, save, leave.
@@ -28,8 +30,8 @@ class StopSignals:
 
     @contextmanager
     def listening(self) -> Iterator["StopSignals"]:
-        """Catch both signals inside the block; only the main thread can."""
-        before = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Catch the signals inside the block; only the main thread can."""
+        before = {number: signal.signal(number, self._caught) for number in CAUGHT}
         try:
             yield self
         finally:

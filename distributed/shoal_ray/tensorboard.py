@@ -23,7 +23,7 @@ class TensorBoardSink:
     """
 
     def __init__(self, run: Run, samples: int) -> None:
-        self._writer = SummaryWriter(str(run.path / FOLDER), purge_step=samples + 1 if samples else None)
+        self._writer = SummaryWriter(str(run.path / FOLDER), purge_step=samples + 1 if samples else 0)
         if not samples:
             self._writer.add_text("config", "```yaml\n" + run.config.to_yaml() + "```", 0)
 

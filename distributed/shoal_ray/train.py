@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shoal.errors import ClusterError, ShoalError
 from shoal.execute import Outcome, execute
@@ -21,6 +23,9 @@ from shoal_ray.stop import StopSignals
 from shoal_ray.tensorboard import TensorBoardSink
 
 POLL_SEC = 0.2
+
+CONTROLLER_FAILURES = 10
+"""How often a start may fail, a minute each, for want of workers, before the run is given up."""
 
 
 @ray.remote(num_cpus=0)
@@ -56,7 +61,9 @@ def train_on_ray(
         ClusterError: workers were lost more often than ``max_failures``.
     """
     gpus = resources.gpus_per_worker or 0.0
-    flag = StopFlag.remote()  # type: ignore[attr-defined]  # ray.remote turns the class into an ActorClass
+    # On this very node: it must not die with a worker's.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    flag = StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray.remote turns the class into an ActorClass
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]  # ray.train's annotations describe V1: a worker may return a value
         train_loop_config={"run": str(run.path), "flag": flag},
@@ -71,18 +78,20 @@ def train_on_ray(
             # Ray resumes what it finds under a name it knows; our checkpoints are the truth, so no name comes twice.
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(run.path / "ray"),
-            failure_config=FailureConfig(max_failures=max_failures),
+            # Ray would wait for workers that never come, for ever.
+            failure_config=FailureConfig(
+                max_failures=max_failures,
+                controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]  # V1 annotations, as above
+            ),
             callbacks=[FailureLog(run.path / FAILURES)],  # type: ignore[list-item]  # V1 annotations, as above
         ),
     )
     ended: dict[str, Any] = {}
     thread = threading.Thread(target=_fit, args=(trainer, ended), daemon=True)
     thread.start()
-    told = False
     while thread.is_alive() and not signals.insisted.is_set():
-        if signals.asked.is_set() and not told:
+        if signals.asked.is_set():
             flag.set.remote()
-            told = True
         on_wait()
         thread.join(POLL_SEC)
     on_wait()
@@ -148,7 +157,7 @@ class FlagWatch:
                 if ray.get(self._flag.is_set.remote()):
                     self._asked.set()
             except ray.exceptions.RayError:
-                return  # the driver is gone; the run goes on without it
+                continue  # the driver is gone, and the run goes on without it; or it is out of reach for a moment
 
 
 def _gist(error: Exception) -> str:
@@ -168,5 +177,6 @@ class FailureLog(UserCallback):
             "time": time.time(),
             "workers": {rank: _gist(error) for rank, error in worker_exceptions.items()},
         }
-        with self._path.open("a") as file:
+        # A note that cannot be written must not bring down the controller that replaces the workers.
+        with suppress(OSError), self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -135,7 +135,8 @@ def read(path: Path) -> Checkpoint:
         )
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    # Other trouble of the storage is no damage: passing over a good checkpoint for it would lose what it holds.
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
 
 

@@ -1,8 +1,9 @@
 """Carrying out a run, whoever launched it: find the newest checkpoint, train from there, record every tick."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from shoal.checkpoint import Checkpoint
 from shoal.errors import ShoalError
@@ -61,10 +62,8 @@ def execute(
     samples = resume.samples if resume else 0
 
     def begin() -> Recorder | None:
-        try:
+        with storage_errors(run.path):
             return Recorder(run, samples=samples, sinks=sinks(samples)) if world.first else None
-        except OSError as error:
-            raise storage_error(run, error) from error
 
     with ExitStack() as stack:
         recorder = world.together(begin)
@@ -73,25 +72,34 @@ def execute(
         for tick in train(run, world, resume=resume, should_stop=ask):
             samples = tick.samples
             try:
-                if recorder:
-                    recorder.record(tick)
-            except OSError as error:
+                with storage_errors(run.path):
+                    if recorder:
+                        recorder.record(tick)
+            except StorageError as error:
                 # Kept for the next vote, so that every worker leaves the loop together.
-                failure = failure or storage_error(run, error)
+                failure = failure or error
             on_tick(tick)
     if failure is not None:
         raise failure
     return Outcome(samples, stopped=samples < run.config.duration_samples)
 
 
-def storage_error(run: Run, error: OSError) -> StorageError:
-    """Return what a full or read-only disk means to the user; any other trouble is raised as it is."""
-    if error.errno not in CANNOT_WRITE:
-        raise error
-    return StorageError(
-        f"cannot write {error.filename or run.path}: {error.strerror}; make room or give another --out."
-        " --resume goes on from the last whole checkpoint"
-    )
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Say what a full or read-only disk means to the user; any other trouble is raised as it is.
+
+    Raises:
+        StorageError: writing below ``path`` was refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise StorageError(
+            f"cannot write {error.filename or path}: {error.strerror}; make room or give another --out."
+            " --resume goes on from the last whole checkpoint"
+        ) from error
 
 
 def _agree_on_checkpoint(run: Run, world: World) -> Checkpoint | None:

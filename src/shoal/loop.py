@@ -11,7 +11,7 @@ import torch
 
 from shoal import checkpoint
 from shoal.checkpoint import Checkpoint
-from shoal.config import RunConfig
+from shoal.config import RunConfig, build_config
 from shoal.data import DataSet, Stream, check_state
 from shoal.engine import Engine
 from shoal.errors import ConfigError, RunError, ShoalError
@@ -20,7 +20,7 @@ from shoal.noise import Noise
 from shoal.objectives import Batch, Objective, build
 from shoal.pixels import to_float
 from shoal.render import Pictures
-from shoal.run import Run
+from shoal.run import Run, refuse_changes
 from shoal.schedule import due
 from shoal.state import State
 from shoal.world import World
@@ -76,7 +76,7 @@ def train(
         objective = build_objective(config, data.shape).to(world.device)
         state = State.fresh(objective, config)
         if resume is not None:
-            check_state(resume.stream, data)
+            check_resume(resume, config, data)
             state.load_tensors(resume.tensors())
             state.samples, state.batches = resume.samples, resume.batches
         return data, objective, state
@@ -96,6 +96,7 @@ def train(
         seed=config.seed,
         rows=rows,
         position=state.samples,
+        pin_memory=world.device.type == "cuda",
         shuffle_window_blocks=config.data.window_blocks,
     ) as stream:
         world.together(stream.ready)
@@ -166,6 +167,17 @@ def check(config: RunConfig, data: DataSet, workers: int) -> None:
         )
 
 
+def check_resume(resume: Checkpoint, config: RunConfig, data: DataSet) -> None:
+    """Refuse to go on from a checkpoint with another data set, or with a key changed that may not change.
+
+    Raises:
+        DataError: the data set has another fingerprint.
+        RunError: names the key.
+    """
+    check_state(resume.stream, data)
+    refuse_changes(build_config(resume.config), config)
+
+
 def build_objective(config: RunConfig, shape: tuple[int, int, int]) -> Objective:
     """Build the configured objective with the weights that its seed gives."""
     with torch.random.fork_rng(devices=[]):
@@ -195,7 +207,7 @@ def refuse_divergence(scalars: Mapping[str, float], state: State) -> None:
     lost += [
         f"a weight of the {name} is not finite"
         for name, net in state.nets.items()
-        if not all(bool(weight.isfinite().all()) for weight in net.parameters())
+        if not bool(torch.stack([weight.isfinite().all() for weight in net.parameters()]).all())
     ]
     if lost:
         raise RunError(

@@ -4,11 +4,13 @@
 metrics.jsonl (a row per tick), checkpoints/, images/, tensorboard/, eval.json.
 """
 
+import fcntl
 import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +24,7 @@ from shoal.files import atomic_directory, write_text
 from shoal.objectives import load_plugin
 
 CONFIG, ENVIRONMENT, PLUGIN, METRICS = "config.yaml", "environment.json", "plugin.py", "metrics.jsonl"
+LOCK = ".lock"
 FAILURES = "failures.jsonl"
 """A row for every time that workers were lost and the group was started again."""
 
@@ -77,16 +80,21 @@ class Run:
             load_plugin(path / PLUGIN)
         config = read_config(path / CONFIG)
         try:
-            data = Path(json.loads((path / ENVIRONMENT).read_text())["data"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path / ENVIRONMENT} does not say where the data is ({error!r}); start anew") from None
+            data = Path(cls.facts_of(path)["data"])
+        except (KeyError, TypeError):
+            raise RunError(
+                f"{path / ENVIRONMENT} does not say where the data is; start anew with another --out"
+            ) from None
         return cls(path.resolve(), config, data)
 
     @staticmethod
     def facts_of(path: Path) -> dict[str, Any]:
         """Return what a run directory notes of where it ran last, e.g. its number of workers; empty without a run."""
         file = path / ENVIRONMENT
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        try:
+            return dict(json.loads(file.read_text())) if file.is_file() else {}
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{file} is damaged ({error}); start anew with another --out") from None
 
     def resumed(self, overrides: Sequence[str]) -> "Run":
         """Return this run with what may change changed; nothing is written.
@@ -95,12 +103,7 @@ class Run:
             RunError: a key that may not change.
         """
         config = with_overrides(self.config, overrides)
-        for key in changed_keys(self.config, config):
-            if not may_change(key):
-                raise RunError(
-                    f"{key} may not change when a run is resumed; only duration_samples, optim.lr,"
-                    " optim.phases.*, report.* and checkpoint.* may. Start anew with another --out"
-                )
+        refuse_changes(self.config, config)
         return replace(self, config=config)
 
     def save(self, data: Path, facts: Mapping[str, Any]) -> "Run":
@@ -118,9 +121,37 @@ class Run:
         """Return the newest checkpoint that verifies; see ``checkpoint.newest``."""
         return checkpoint.newest(self.checkpoints, passed_over=passed_over)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from training this run while the block lasts; reading it stays free.
+
+        Raises:
+            RunError: another process trains it.
+        """
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.path} is being trained by another process; wait for it, or stop it") from None
+            yield
+
     def metrics(self) -> list[dict[str, Any]]:
         """Read every whole row of ``metrics.jsonl``; a row that a kill cut off is left out."""
         return read_rows(self.path / METRICS)
+
+
+def refuse_changes(old: RunConfig, new: RunConfig) -> None:
+    """Refuse to resume a run as another one.
+
+    Raises:
+        RunError: names the first key that differs and may not.
+    """
+    for key in changed_keys(old, new):
+        if not may_change(key):
+            raise RunError(
+                f"{key} may not change when a run is resumed; only duration_samples, optim.lr,"
+                " optim.phases.*, report.* and checkpoint.* may. Start anew with another --out"
+            )
 
 
 def refuse_existing(path: Path) -> None:
@@ -136,12 +167,17 @@ def refuse_existing(path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the whole rows of a file with a JSON object per line."""
-    rows = []
+    """Read the rows of a file with a JSON object per line, up to the first that is cut off or damaged."""
+    rows: list[dict[str, Any]] = []
     if path.is_file():
         for line in path.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                rows.append(json.loads(line))
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or not isinstance(row, dict):
+                break
+            rows.append(row)
     return rows
 
 

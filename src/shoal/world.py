@@ -57,9 +57,9 @@ class World:
         return slice(batch * self.rank // self.size, batch * (self.rank + 1) // self.size)
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum over all workers; every worker gets the same tensor, and ``value`` is unchanged."""
+        """Return the sum over all workers; every worker gets the same tensor. No gradient flows through it."""
         if self.size == 1:
-            return value
+            return value.detach()
         total = value.detach().clone()
         dist.all_reduce(total)
         return total
@@ -155,7 +155,9 @@ def launched_world() -> Iterator[World]:
     device = best_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # Two processes on one GPU cannot talk over nccl.
+    own_gpu = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
+    backend = "nccl" if own_gpu else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_SEC))
     try:
         yield World.joined(device)

@@ -1,28 +1,31 @@
 """``shoal train``: from a preset and a data set to a run directory."""
 
 import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from shoal.config import RunConfig, presets, read_config
-from shoal.data import DataSet, check_state
+from shoal.config import presets
 from shoal.errors import ConfigError
-from shoal.execute import Outcome
-from shoal.loop import check
-from shoal.objectives import load_plugin
+from shoal.execute import Outcome, storage_errors
 from shoal.recorder import last_row
-from shoal.run import Run, refuse_existing
+from shoal.run import FAILURES, METRICS, Run, read_rows
 from shoal.world import World, launched_world
+from shoal_ray.request import Request
 from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
+
+PATIENCE_SEC = 30
+"""After so long without a worker, say what is free."""
 
 HELP = f"""Train a model: CONFIG is a preset ({", ".join(presets())}) or a YAML file; k=v sets any key.
 
@@ -67,24 +70,36 @@ def train(
 ) -> None:
     console = Console(highlight=False)
     local = local or "TORCHELASTIC_RUN_ID" in os.environ  # torchrun takes --local for an abbreviation of its own flags
-    if local and (address or workers):
+    given = {
+        "--cpus-per-worker": cpus_per_worker,
+        "--gpus-per-worker": gpus_per_worker,
+        "--address": address,
+        "--workers": workers,
+    }
+    if local and (unfit := [flag for flag, value in given.items() if value is not None]):
         raise ConfigError(
-            f"--local, or torchrun, trains in this process; {'--address' if address else '--workers'} does not go with"
-            " it. Leave out one, or start several such processes with torchrun"
+            f"--local, or torchrun, trains in this process; {unfit[0]} does not go with it."
+            " Leave out one, or start several such processes with torchrun"
         )
     name, overrides = split_words(words or [])
     if name is None and not resume:
         raise ConfigError(f"no CONFIG given; name a preset ({', '.join(presets())}) or a YAML file")
     if name is None and out is None:
         raise ConfigError("--resume needs the run: give --out RUN")
-    path = out or Path("runs") / Path(str(name)).stem
+    path = (out or Path("runs") / Path(str(name)).stem).expanduser().resolve()
+    data = data and data.expanduser()
+
+    def ask(workers: int) -> Request:
+        if resume:
+            return Request.resumed(path, name, overrides, data, plugin, workers)
+        return Request.new(path, str(name), overrides, data, plugin, workers)
+
     began = time.monotonic()
     signals = StopSignals()
     with signals.listening():
         if local:
             with launched_world() as world:
-                request = Request(path, name, overrides, data, plugin, resume, world.size, {"launcher": "local"})
-                outcome, run = run_here(request, world, signals, console)
+                outcome, run = run_here(world.together(lambda: ask(world.size)), world, signals, console)
         else:
             before = Run.facts_of(path) if resume else {}
             asked = Resources(
@@ -92,8 +107,7 @@ def train(
                 cpus_per_worker or before.get("cpus_per_worker", 1.0),
                 gpus_per_worker if gpus_per_worker is not None else before.get("gpus_per_worker"),
             )
-            request = Request(path, name, overrides, data, plugin, resume, asked.workers, {})
-            outcome, run = run_on_ray(request, asked, address, max_failures, signals, console)
+            outcome, run = run_on_ray(ask(asked.workers), asked, address, max_failures, signals, console)
     if outcome is not None:
         summarise(run, outcome, time.monotonic() - began, console)
         if outcome.stopped:
@@ -106,71 +120,29 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     Raises:
         ConfigError: more than one word without a ``=``.
     """
-    names = [word for word in words if "=" not in word]
+    names = [word for word in words if "=" not in word or word.endswith((".yaml", ".yml"))]
     if len(names) > 1:
         raise ConfigError(f"more than one CONFIG: {', '.join(names)}; give one, and overrides as key=value")
-    return (names[0] if names else None), [word for word in words if "=" in word]
-
-
-class Request:
-    """What the command line asked for, checked against what is there before anything is written."""
-
-    def __init__(
-        self,
-        path: Path,
-        name: str | None,
-        overrides: list[str],
-        data: Path | None,
-        plugin: Path | None,
-        resume: bool,
-        workers: int,
-        facts: dict[str, Any],
-    ) -> None:
-        self.path, self.workers = path, workers
-        self._plugin, self._facts = plugin, facts
-        self.passed_over: list[str] = []
-        self.start_samples = 0
-        self._old: Run | None = None
-        if resume:
-            self._old = Run.open(path).resumed(overrides)
-            self.config: RunConfig = self._old.config
-            self.data = data or self._old.data
-        else:
-            refuse_existing(path)
-            if plugin is not None:
-                load_plugin(plugin)
-            self.config = read_config(str(name), overrides)
-            if data is None:
-                raise ConfigError("no data set given; --data DIR names one (make it with `shoal data import`)")
-            self.data = data
-        opened = DataSet.open(self.data)
-        check(self.config, opened, workers)
-        if self._old is not None:
-            found = self._old.newest_checkpoint(self.passed_over)
-            if found is not None:
-                check_state(found.stream, opened)
-                self.start_samples = found.samples
-
-    def write(self, **facts: Any) -> Run:
-        """Write the run directory, or bring an old one up to date; return the run."""
-        noted = {"workers": self.workers, **self._facts, **facts}
-        if self._old is None:
-            return Run.create(self.path, self.config, self.data, plugin=self._plugin, facts=noted)
-        return self._old.save(self.data, noted)
+    return (names[0] if names else None), [word for word in words if word not in names]
 
 
 def run_here(request: Request, world: World, signals: StopSignals, console: Console) -> tuple[Outcome | None, Run]:
     """Train in this process; under torchrun the first worker writes the directory and shows the progress."""
     from shoal_ray.local import train_here
 
-    if world.first:
-        announce(request, console, f"this process ({world.device}, {world.size} worker(s))")
-    world.first_says(lambda: request.write() and None)
-    run = Run.open(request.path)
-    if not world.first:
-        train_here(run, world, signals, on_tick=lambda tick: None)
-        return None, run
-    with watching(run, request, console) as display:
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            announce(request, console, f"this process ({world.device}, {world.size} worker(s))")
+            with storage_errors(request.path):
+                stack.enter_context(request.write(launcher="local", workers=world.size).locked())
+
+        world.first_says(begin)
+        run = Run.open(request.path)
+        if not world.first:
+            train_here(run, world, signals, on_tick=lambda tick: None)
+            return None, run
+        display = stack.enter_context(watching(run, request, console))
         return train_here(run, world, signals, on_tick=lambda tick: display.refresh()), run
 
 
@@ -186,25 +158,54 @@ def run_on_ray(
     from shoal_ray import cluster
     from shoal_ray.train import train_on_ray
 
-    with cluster.connected(address):
-        resources = cluster.preflight(asked, request.path.resolve().parent, request.data.resolve())
-        run = request.write(**cluster.facts(resources, address))
+    # Listening again inside, since connecting puts Ray's own SIGTERM handler in our place.
+    with cluster.connected(address), signals.listening():
+        resources = cluster.preflight(asked, request.path.parent, request.data.resolve())
+        if signals.asked.is_set():
+            raise SystemExit(signals.exit_code)
+        run = request.write(**cluster.facts(asked, address))
         gpus = resources.gpus_per_worker
         kind = f"{gpus:g} GPU" if gpus else f"{resources.cpus_per_worker:g} CPU"
         announce(request, console, f"Ray, {resources.workers} worker(s) of {kind}")
-        # Again, since connecting put Ray's own SIGTERM handler in our place.
-        with watching(run, request, console) as display, signals.listening():
-            asked_to_stop = False
+        with run.locked(), watching(run, request, console) as display:
+            waiting = Waiting(display, cluster.free_resources, resources)
 
             def wait() -> None:
-                nonlocal asked_to_stop
                 display.refresh()
-                if signals.asked.is_set() and not asked_to_stop:
-                    asked_to_stop = True
-                    display.note("stopping at the next sample with a checkpoint; once more to leave at once")
+                waiting.tell(started=(run.path / METRICS).exists())
+                if signals.asked.is_set():
+                    waiting.stopping()
 
             outcome = train_on_ray(run, resources, max_failures=max_failures, signals=signals, on_wait=wait)
     return outcome, run
+
+
+class Waiting:
+    """Says once each what the user would wonder about: why nothing starts, and that a stop was heard."""
+
+    def __init__(self, display: Any, free: Callable[[], str], asked: Resources) -> None:
+        self._display = display
+        self._free = free
+        self._asked = asked
+        self._said: set[str] = set()
+        self._since = time.monotonic()
+
+    def tell(self, *, started: bool) -> None:
+        """Explain a start that takes long."""
+        if not started and time.monotonic() - self._since > PATIENCE_SEC:
+            asked = f"{self._asked.workers} x {self._asked.cpus_per_worker:g} CPU"
+            if self._asked.gpus_per_worker:
+                asked += f" + {self._asked.gpus_per_worker:g} GPU"
+            self._once("waiting", f"still waiting for workers: asked for {asked}; free now: {self._free()}")
+
+    def stopping(self) -> None:
+        """Confirm a stop."""
+        self._once("stopping", "stopping at the next sample with a checkpoint; once more to leave at once")
+
+    def _once(self, key: str, text: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            self._display.note(text)
 
 
 @contextmanager
@@ -220,24 +221,32 @@ def announce(request: Request, console: Console, where: str) -> None:
     """Say what is about to happen."""
     config = request.config
     verb = f"going on at sample {request.start_samples:,} with" if request.start_samples else "training"
+    if request.finished:
+        verb = f"nothing to do at sample {request.start_samples:,} (raise duration_samples):"
     console.print(
         f"{verb} {config.objective.name} on {config.nets.name} nets, latent {config.nets.latent}, to sample"
         f" {config.duration_samples:,} in batches of {config.batch} of {request.data} by {where}",
         soft_wrap=True,
+        markup=False,
     )
     for problem in request.passed_over:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False)
 
 
 def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> None:
     """Print the table at the end and how to look further."""
-    table = Table(title=f"{run.path.name}: {'stopped' if outcome.stopped else 'finished'}", show_header=False)
+    table = Table(title=escape(f"{run.path.name}: {'stopped' if outcome.stopped else 'finished'}"), show_header=False)
     table.add_row("samples", f"{outcome.samples:,} of {run.config.duration_samples:,}")
     table.add_row("wall time, start-up included", f"{seconds:.0f} s")
+    table.add_row("workers lost and replaced", str(len(read_rows(run.path / FAILURES))))
     for name, value in last_row(run.path).items():
         if name != "samples":
-            table.add_row(name, f"{value:,.0f}" if name.startswith("speed/") else f"{value:.5g}")
-    table.add_row("run", str(run.path))
+            table.add_row(escape(name), f"{value:,.0f}" if name.startswith("speed/") else f"{value:.5g}")
+    table.add_row("run", escape(str(run.path)))
     console.print(table)
-    again = f"shoal train --resume --out {run.path}" if outcome.stopped else f"shoal eval {run.path}"
-    console.print(f"next: {again}   or look: shoal board {run.path}", soft_wrap=True)
+    at = shlex.quote(str(run.path))
+    if outcome.stopped:
+        again = f"shoal train --resume --out {at}"
+    else:
+        again = f"shoal {'eval' if 'loss/reconstruction' in last_row(run.path) else 'sample'} {at}"
+    console.print(f"next: {again}   or look: shoal board {at}", soft_wrap=True, markup=False)

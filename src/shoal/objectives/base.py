@@ -38,7 +38,8 @@ class Batch:
     Attributes:
         images: [n, C, H, W] float in the preset's range.
         labels: [n] int64 class numbers, or None where the data set has none.
-        reduce: mean of a tensor over the workers, weighted by their rows; the identity when alone.
+        reduce: mean of a tensor over the workers, weighted by their rows, without gradient; the
+            value itself when alone.
     """
 
     images: Tensor

@@ -1,0 +1,103 @@
+"""What the command line asked to train, checked against what is there before anything is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shoal.config import RunConfig, read_config
+from shoal.data import DataSet
+from shoal.errors import ConfigError, RunError
+from shoal.loop import check, check_resume
+from shoal.objectives import load_plugin
+from shoal.run import Run, refuse_existing
+
+
+class Request:
+    """A new run, or an old one that is to go on.
+
+    Attributes:
+        path: the run directory.
+        config: the effective configuration.
+        data: the data set's directory.
+        start_samples: the clock that an old run goes on from.
+        passed_over: why newer checkpoints of it cannot be used.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, data: Path, old: Run | None, plugin: Path | None) -> None:
+        self.path = path
+        self.config = config
+        self.data = data
+        self.start_samples = 0
+        self.passed_over: list[str] = []
+        self._old = old
+        self._plugin = plugin
+
+    @classmethod
+    def new(
+        cls, path: Path, name: str, overrides: Sequence[str], data: Path | None, plugin: Path | None, workers: int
+    ) -> "Request":
+        """Ask for a new run.
+
+        Raises:
+            ShoalError: whatever would keep it from training.
+        """
+        refuse_existing(path)
+        if plugin is not None:
+            load_plugin(plugin)
+        config = read_config(name, overrides)
+        if data is None:
+            raise ConfigError("no data set given; --data DIR names one (make it with `shoal data import`)")
+        check(config, DataSet.open(data), workers)
+        return cls(path, config, data, None, plugin)
+
+    @classmethod
+    def resumed(
+        cls,
+        path: Path,
+        name: str | None,
+        overrides: Sequence[str],
+        data: Path | None,
+        plugin: Path | None,
+        workers: int,
+    ) -> "Request":
+        """Ask for an old run to go on; only ``overrides`` change its configuration.
+
+        Raises:
+            ShoalError: whatever would keep it from training.
+        """
+        if plugin is not None:
+            raise ConfigError(
+                f"--plugin {plugin} does not go with --resume: the run has kept its own copy; leave it out"
+            )
+        old = Run.open(path)
+        if name is not None and read_config(name).objective.name != old.config.objective.name:
+            raise ConfigError(
+                f"{path} holds a run of objective '{old.config.objective.name}', not of {name}; leave out {name},"
+                " since --resume keeps the run's own configuration, or give another --out"
+            )
+        run = old.resumed(overrides)
+        request = cls(path, run.config, data or run.data, run, None)
+        opened = DataSet.open(request.data)
+        check(request.config, opened, workers)
+        found = run.newest_checkpoint(request.passed_over)
+        if found is not None:
+            check_resume(found, request.config, opened)
+            request.start_samples = found.samples
+            if request.config.duration_samples < found.samples:
+                raise RunError(
+                    f"duration_samples={request.config.duration_samples} lies before sample {found.samples}, where the"
+                    f" run stands; use duration_samples > {found.samples}"
+                )
+        return request
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.start_samples >= self.config.duration_samples
+
+    def write(self, **facts: Any) -> Run:
+        """Write the run directory, or bring an old one up to date; return the run."""
+        if self._old is None:
+            return Run.create(self.path, self.config, self.data, plugin=self._plugin, facts=facts)
+        with self._old.locked():  # not under the feet of a process that trains it now
+            return self._old.save(self.data, facts)
