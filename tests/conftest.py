@@ -165,9 +165,9 @@ def measures() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     return without_speed
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    """Put the registry of objectives back afterwards."""
+    """Put the registry of objectives back afterwards: a plug-in of one test is unknown to the next."""
     before = dict(OBJECTIVES)
     yield
     OBJECTIVES.clear()

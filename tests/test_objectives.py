@@ -303,6 +303,37 @@ def test_a_plugin_that_is_no_python_file_is_refused(tmp_path: Path, name: str) -
 
 
 @pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def oops(:\n    pass\n", r"plug-in .*mine.py: SyntaxError: .*line 1\); mend it$"),
+        ("\nprint(undefined)\n", r"mine.py: NameError: name 'undefined' is not defined \(line 2\); mend it$"),
+        ("import no_such_package\n", r"mine.py: ModuleNotFoundError: .*'no_such_package' \(line 1\); mend it$"),
+    ],
+)
+def test_a_plugin_that_fails_says_why(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_plugin(path)
+    assert caught.value.__cause__ is not None
+    assert "shoal_plugin" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["pass", "Config = 3", "Config = dict", "Config = type('Config', (ObjectiveConfig,), {})"],
+    ids=["none", "no class", "another class", "no name"],
+)
+def test_a_plugin_whose_objective_has_no_named_config_is_refused(tmp_path: Path, config: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"from shoal.objectives import Objective, ObjectiveConfig\nclass Fish(Objective):\n    {config}\n")
+    before = dict(OBJECTIVES)
+    with pytest.raises(ConfigError, match=r"objective Fish of shoal_plugin has no Config with a name; give it a class"):
+        load_plugin(path)
+    assert before == OBJECTIVES
+
+
 @pytest.mark.parametrize("taken", ["autoencoder", "gan"])
 def test_a_plugin_cannot_take_a_name_that_is_there(plugin: Callable[[str], Path], taken: str) -> None:
     before = OBJECTIVES[taken]

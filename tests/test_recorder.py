@@ -83,6 +83,31 @@ def test_rows_of_lost_steps_and_half_rows_are_dropped(
     assert temporary_files(run) == []
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [b"{\n", b"\0\0\0\0\n", b"\xff\xfe\xfd\n", b"not json\n", b"{}\n", b'{"samples": "many"}\n', b"\n"],
+    ids=["half", "zeros", "bytes", "words", "no samples", "bad samples", "empty"],
+)
+def test_garbage_among_the_rows_is_dropped_and_the_run_goes_on(make_run: MakeRun, garbage: bytes) -> None:
+    run = make_run()
+    path = run.path / "metrics.jsonl"
+    path.write_bytes(b'{"samples": 20, "loss/x": 0.1}\n{"samples": 40}\n' + garbage)
+    with Recorder(run, samples=40) as recorder:
+        recorder.record(tick(60))
+    assert run.metrics() == [{"samples": 20, "loss/x": 0.1}, {"samples": 40}, {"samples": 60}]
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_rows_that_are_all_right_are_left_alone(make_run: MakeRun) -> None:
+    run = make_run()
+    with Recorder(run) as recorder:
+        recorder.record(tick(20, x=1 / 3, y=1e-300))
+    before = (run.path / "metrics.jsonl").stat()
+    Recorder(run, samples=20).__exit__(None, None, None)
+    after = (run.path / "metrics.jsonl").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 

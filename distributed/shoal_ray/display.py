@@ -1,8 +1,10 @@
 """What the terminal shows of a running run: a live line and a table, or plain lines where nobody watches."""
 
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from shoal.recorder import newest_picture
 from shoal.run import FAILURES, METRICS, Run
@@ -37,20 +40,32 @@ class Tail:
         """Return the whole rows that are new; a half-written one waits for the next look."""
         try:
             with self._path.open("rb") as file:
-                inode = self._path.stat().st_ino
-                if inode != self._inode:
-                    self._inode, self._offset = inode, 0
+                found = os.fstat(file.fileno())  # of the open file: the path may be another one by now
+                if found.st_ino != self._inode or found.st_size < self._offset:
+                    self._inode, self._offset = found.st_ino, 0
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:  # not there yet, or storage that comes and goes: the next look will tell
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return list(_readable(whole.split(b"\n")))
+
+
+def _readable(lines: Iterable[bytes]) -> Iterator[Row]:
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
 
 
 class Display:
     """Progress by samples, samples/s, losses, ETA and the newest picture of one run.
+
+    It never ends a run: what it cannot read is passed over, and where nobody reads any more it falls silent.
 
     Args:
         run: what is watched, through the files that its first worker writes.
@@ -61,49 +76,68 @@ class Display:
     def __init__(self, run: Run, console: Console, start_samples: int) -> None:
         self._run = run
         self._console = console
-        self._metrics = Tail(run.path / METRICS)
+        self._metrics = Tail(run.path / METRICS, skip_existing=True)
         self._failures = Tail(run.path / FAILURES, skip_existing=True)
         self._row: Row = {"samples": start_samples}
+        self._picture: Path | None = None
         self._start = time.monotonic()
+        self._waiting_since: float | None = self._start
         self._plain_at = 0.0
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} samples"),
             TextColumn("{task.fields[speed]}"),
             TextColumn("ETA {task.fields[eta]}"),
             console=console,
         )
-        self._task = self._progress.add_task(
-            run.path.name, total=run.config.duration_samples, speed="starting", eta="?"
-        )
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._task = self._progress.add_task(run.path.name, total=run.config.duration_samples, speed="", eta="?")
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "Display":
+        self.refresh()
         if self._live:
-            self._live.start()
+            with self._reader_may_leave():
+                self._live.start()
+            if self._console.quiet:
+                self._live = None  # half started, it could not be stopped either
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            with self._reader_may_leave():
+                self._live.stop()
 
     def refresh(self) -> None:
         """Look at the run's files and show what is new."""
         for failure in self._failures.new_rows():
-            said = [f"rank {rank}: {text.partition('. ')[0]}" for rank, text in failure["workers"].items()]
-            self.note(f"workers lost ({'; '.join(said)}); starting again from the newest checkpoint")
-        rows = self._metrics.new_rows()
+            workers = failure.get("workers")
+            lost = workers.items() if isinstance(workers, dict) else ()
+            said = "; ".join(f"rank {rank}: {str(text).partition('. ')[0]}" for rank, text in lost)
+            self._waiting_since = time.monotonic()
+            self.note(f"workers lost ({said or 'why is not known'}); starting again from the newest checkpoint")
+        rows = [row for row in self._metrics.new_rows() if isinstance(row.get("samples"), int)]
         if rows and rows[-1]["samples"] != self._row["samples"]:
-            self._row = rows[-1]
+            self._row, self._waiting_since = rows[-1], None
             if not self._live:
                 self._print_plain()
         if self._live:
-            self._live.update(self._render())
+            self._picture = newest_picture(self._run.path)
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, style="yellow", highlight=False, markup=False)
+        with self._reader_may_leave():
+            self._console.print(Text(text, style="yellow"), soft_wrap=True)
+
+    @contextmanager
+    def _reader_may_leave(self) -> Iterator[None]:
+        """Fall silent for good where printing fails: `head` has seen enough, a terminal was closed, a log is full."""
+        try:
+            yield
+        except (OSError, SystemExit):  # the latter is what rich makes of a broken pipe
+            self._console.quiet = True
 
     def _print_plain(self) -> None:
         now, done = time.monotonic(), self._row["samples"] >= self._run.config.duration_samples
@@ -112,28 +146,32 @@ class Display:
         self._plain_at = now
         total = self._run.config.duration_samples
         losses = "  ".join(f"{name} {value:.4g}" for name, value in self._losses())
-        self._console.print(
-            f"samples {self._row['samples']:,}/{total:,}  {self._speed():,.0f}/s  ETA {self._eta()}  {losses}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"samples {self._row['samples']:,}/{total:,}  {self._speed():,.0f}/s  ETA {self._eta()}  {losses}"
+        with self._reader_may_leave():
+            self._console.print(Text(line), soft_wrap=True)
 
     def _render(self) -> Group:
-        self._progress.update(
-            self._task, completed=self._row["samples"], speed=f"{self._speed():,.0f}/s", eta=self._eta()
-        )
+        """Draw what is known, without a look at any file: Live asks for it four times a second, in its own thread."""
+        now, waiting_since = time.monotonic(), self._waiting_since
+        speed = f"{self._speed():,.0f}/s" if waiting_since is None else f"starting ({now - waiting_since:.0f} s)"
+        eta = self._eta() if waiting_since is None else "?"
+        self._progress.update(self._task, completed=self._row["samples"], speed=speed, eta=eta)
         table = Table.grid(padding=(0, 2))
         for name, value in self._losses():
-            table.add_row(name, f"{value:.5g}")
-        picture = newest_picture(self._run.path)
-        table.add_row("picture", str(picture) if picture else f"none yet ({time.monotonic() - self._start:.0f} s)")
+            table.add_row(Text(name), f"{value:.5g}")
+        table.add_row("picture", Text(str(self._picture or f"none yet ({now - self._start:.0f} s)")))
         return Group(self._progress, table)
 
     def _losses(self) -> list[tuple[str, float]]:
-        return [(name, value) for name, value in self._row.items() if not name.startswith(("samples", "speed/"))]
+        return [
+            (name, value)
+            for name, value in self._row.items()
+            if isinstance(value, int | float) and not name.startswith(("samples", "speed/"))
+        ]
 
     def _speed(self) -> float:
-        return float(self._row.get("speed/samples_per_sec", 0.0))
+        speed = self._row.get("speed/samples_per_sec")
+        return speed if isinstance(speed, int | float) else 0.0
 
     def _eta(self) -> str:
         left, speed = self._run.config.duration_samples - self._row["samples"], self._speed()

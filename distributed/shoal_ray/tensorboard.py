@@ -23,6 +23,9 @@ class TensorBoardSink:
     """
 
     def __init__(self, run: Run, samples: int) -> None:
+        if not samples:  # whatever an earlier process logged, all its steps were lost and will be taken again
+            for lost in (run.path / FOLDER).glob("events.out.tfevents.*"):
+                lost.unlink()
         self._writer = SummaryWriter(str(run.path / FOLDER), purge_step=samples + 1 if samples else 0)
         if not samples:
             self._writer.add_text("config", "```yaml\n" + run.config.to_yaml() + "```", 0)

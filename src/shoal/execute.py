@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from shoal.checkpoint import Checkpoint
 from shoal.errors import ShoalError
 from shoal.files import CANNOT_WRITE
@@ -51,6 +53,8 @@ def execute(
     Raises:
         ShoalError: what the user can mend; the same on every worker.
     """
+    if world.device.type == "cuda":
+        torch.backends.cudnn.deterministic = True  # or a resumed run would differ in its last bits
     failure: ShoalError | None = None
 
     def ask() -> bool:

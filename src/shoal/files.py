@@ -33,7 +33,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in CANNOT_WRITE and error.filename is None:
+        if error.errno in CANNOT_WRITE and (error.filename is None or str(error.filename).endswith(".tmp")):
             error.filename = str(path)
         raise
 
@@ -68,9 +68,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    temporary.mkdir()
     try:
         with _named(path):
+            temporary.mkdir()
             yield temporary
             for folder, _, names in os.walk(temporary):
                 for name in names:

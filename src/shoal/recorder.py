@@ -1,12 +1,13 @@
 """What the first worker writes of every tick: the metrics row, the pictures, the checkpoint, and to other sinks."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -41,10 +42,10 @@ class Recorder:
         self._run = run
         self._sinks = sinks
         path = run.path / METRICS
-        rows = read_rows(path)
-        kept = [row for row in rows if row["samples"] <= samples]
-        if len(kept) < len(rows) or not _ends_whole(path):
-            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        kept = [row for row in read_rows(path) if _clock(row) <= samples]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        if path.is_file() and path.read_bytes() != text.encode():  # lost steps, half a row, or what is no row at all
+            write_text(path, text)
         self._metrics = path.open("a")
 
     def record(self, tick: Tick) -> None:
@@ -82,8 +83,10 @@ def save_png(path: Path, picture: np.ndarray) -> None:
         image.save(file, format="PNG")
 
 
-def _ends_whole(path: Path) -> bool:
-    return not path.is_file() or not path.stat().st_size or path.read_bytes().endswith(b"\n")
+def _clock(row: Mapping[str, Any]) -> float:
+    """Return a row's sample; a row without one is of no use later either."""
+    samples = row.get("samples")
+    return samples if isinstance(samples, int) else math.inf
 
 
 def newest_picture(run: Path) -> Path | None:

@@ -90,6 +90,14 @@ def _explain(problem: Any, section: type[Strict], known: list[str], at: str) -> 
             return f"{key} is missing; set {key}=…"
         case "value_error":
             return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
+        case "model_type" | "dict_type":
+            inside = _fields_at(section, list(problem["loc"])) or _fields_at(section, [*problem["loc"], "NAME"])
+            place = key if problem["type"] == "model_type" else f"{key}.NAME"
+            example = next((name for name in inside if name != "name"), "KEY")
+            return f"{key}={problem['input']!r}: must be a section of keys, e.g. {place}.{example}=…"
+        case "tuple_type":
+            given = problem["input"] if isinstance(problem["input"], str | int | float) else "…"
+            return f"{key}={problem['input']!r}: must be a list, e.g. {key}=[{given}]"
         case _:
             message = problem["msg"].removeprefix("Input ")
             return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"

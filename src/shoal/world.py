@@ -20,8 +20,9 @@ from shoal.errors import ShoalError
 
 Result = TypeVar("Result")
 
-PROCESS_GROUP_TIMEOUT_SEC = 120
-"""A peer that says nothing for so long is lost; torch's own 30 minutes would hide a dead node."""
+PROCESS_GROUP_TIMEOUT_SEC = 300
+"""A peer that says nothing for so long is lost; torch's own 30 minutes would hide a node behind a cut cable. A process
+that dies is noticed at once. The others wait while the first worker writes a checkpoint, so that has to fit in."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """A user's mistake is one message with value, rule and remedy, exit code 2, no traceback and nothing half-written."""
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shoal.data import DataSet
+from shoal.data.importers import import_data
 from shoal.data.write import write_dataset
+from shoal_ray import doctor
+from shoal_ray.cli import data as data_commands
 
 Shoal = Callable[..., Any]
 
@@ -84,22 +92,18 @@ def test_a_changed_byte_is_found_in_training_and_by_verify(
     refused(said, "shard-00001.arrow", "block")
 
 
-def test_more_workers_than_the_cluster_has_cpus_says_what_fits(shoal: Shoal, data: Path, tmp_path: Path) -> None:
-    refused(
-        shoal("train", "seed-autoencoder", "--data", data, "--out", "run", "--workers", "200"),
-        "200 workers of 1 CPU each do not fit",
-        "--workers",
-    )
-    refused(
-        shoal("train", "seed-autoencoder", "--data", data, "--out", "run", "--gpus-per-worker", "64"),
-        "64 GPU",
-        "--gpus-per-worker",
-    )
+def test_more_workers_than_the_cluster_has_cpus_says_what_fits(
+    shoal: Shoal, data: Path, tiny: Sequence[str], tmp_path: Path
+) -> None:
+    words = ("train", "seed-autoencoder", *tiny, "--data", data, "--out", "run")
+    said = shoal(*words, "--workers", "16", "--cpus-per-worker", "100")
+    refused(said, "16 workers of 100 CPU each do not fit", "--workers")
+    refused(shoal(*words, "--gpus-per-worker", "64"), "64 GPU", "--gpus-per-worker")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cluster_that_does_not_answer(shoal: Shoal, data: Path, tmp_path: Path) -> None:
-    said = shoal("train", "seed-autoencoder", "--data", data, "--out", "run", "--address", "127.0.0.1:1")
+def test_a_cluster_that_does_not_answer(shoal: Shoal, data: Path, tiny: Sequence[str], tmp_path: Path) -> None:
+    said = shoal("train", "seed-autoencoder", *tiny, "--data", data, "--out", "run", "--address", "127.0.0.1:1")
     refused(said, "127.0.0.1:1", "ray start")
     assert not (tmp_path / "run").exists()
 
@@ -189,6 +193,157 @@ def test_doctor_says_what_is_missing(shoal: Shoal, tmp_path: Path) -> None:
     said = shoal("doctor", "--address", "127.0.0.1:1")
     assert said.code == 2
     assert "missing" in said.out
+
+
+def test_doctor_shows_the_rest_where_something_cannot_be_looked_at(
+    shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "[b]file").write_text("")
+    said = shoal("doctor", "--storage", "[b]file")
+    assert said.code == 2
+    assert "[b]file" in said.out
+    assert "python" in said.out
+
+    def broken() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("cpus", "[bold]one")
+        raise OSError(errno.EIO, "[red]no driver")
+
+    monkeypatch.setattr(doctor, "_devices", broken)
+    said = shoal("doctor")
+    assert said.code == 2
+    for part in ("[bold]one", "[red]no driver", "storage runs", "ray cluster"):
+        assert part in said.out
+
+
+def test_doctor_tells_of_storage_that_nodes_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal_ray import cluster
+
+    def refuse(*args: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs")
+
+    node = {"Resources": {"CPU": 2, "memory": 1 << 30}, "NodeManagerHostname": "one", "NodeManagerAddress": "1.2.3.4"}
+    monkeypatch.setattr(cluster, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: [node])
+    monkeypatch.setattr(cluster, "check_nodes", refuse)
+    found = {finding.what: finding for finding in doctor.examine("auto", tmp_path)}
+    assert found["node one 1.2.3.4"].good
+    assert not found["nodes agree"].good
+    assert "Permission denied" in found["nodes agree"].found
+
+
+@pytest.mark.parametrize(
+    ("out", "parts"),
+    [
+        ("data/manifest.json/x.png", ["data/manifest.json: ", "give a"]),
+        ("x" * 300 + ".png", ["name too long", "give a shorter name"]),
+        ("folder", ["--out folder is a directory", "name a file in it"]),
+        ("[red]:cat:.jpg", ["[red]:cat:.jpg", ".png"]),
+    ],
+)
+def test_an_out_that_cannot_be_written(
+    out: str, parts: Sequence[str], shoal: Shoal, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    refused(shoal("reconstruct", trained, "--num", "4", "--out", out), *parts)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "[b]x"), "[b]x: No such file; check the path"),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "x.tmp", None, "x"),
+            "x: File exists; something else is there already",
+        ),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"), "x: Not a directory; a file stands where"),
+        (OSError(errno.ELOOP, "Too many levels", "x"), "x: Too many levels; its symbolic links lead in a circle"),
+        (OSError(errno.ENOSPC, "No space left"), "the disk: No space left; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", b"x"), "x: Permission denied; mend its permissions"),
+    ],
+)
+def test_a_path_that_the_system_refuses(
+    error: OSError, message: str, shoal: Shoal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(DataSet, "open", refuse)
+    refused(shoal("data", "info", "x"), message)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file"), OSError(errno.EIO, "I/O", "x")])
+def test_other_trouble_with_files_keeps_its_traceback(
+    error: OSError, shoal: Shoal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(DataSet, "open", refuse)
+    with pytest.raises(type(error)) as caught:
+        shoal("data", "info", "x")
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("words", [["presets"], ["presets", "seed-gan"], ["--help"]])
+def test_a_reader_that_leaves_ends_the_command_quietly(words: Sequence[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        command = [sys.executable, "-m", "shoal_ray.cli", *words]
+        ended = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_sigterm_leaves_nothing_of_an_import(shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def interrupted(kind: str, src: Path, out: Path, **options: Any) -> Any:
+        def progress(done: int) -> None:
+            written.extend(out.parent.glob(".images.*.tmp"))
+            signal.raise_signal(signal.SIGTERM)
+
+        return import_data(kind, src, out, **{**options, "progress": progress})
+
+    monkeypatch.setattr(data_commands, "import_data", interrupted)
+    np.savez(tmp_path / "some.npz", images=np.zeros((200, 8, 8), np.uint8))
+    before = signal.getsignal(signal.SIGTERM)
+    assert shoal("data", "import", "npz", "some.npz", "--out", "images").code == 143
+    assert len(written) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_verify_lists_a_wrong_fingerprint_among_the_rest(shoal: Shoal, data: Path) -> None:
+    manifest = data / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"fingerprint":"', '"fingerprint":"0'))
+    (data / "shard-00001.arrow").unlink()
+    refused(shoal("data", "verify", data), "2 problem(s)", "manifest.json: ", "the fingerprint is", "shard-00001.arrow")
+
+
+def test_a_tilde_is_the_home_folder(shoal: Shoal, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "some.npz", images=np.zeros((20, 8, 8), np.uint8))
+    assert shoal("data", "import", "npz", "~/some.npz", "--out", "~/images").code == 0
+    assert (tmp_path / "images" / "manifest.json").is_file()
+    for command in ("info", "verify"):
+        assert shoal("data", command, "~/images").code == 0
+    refused(shoal("data", "info", "~nobody-at-all/images"), "~nobody-at-all/images", "does not exist")
+
+
+def test_names_are_never_markup(shoal: Shoal, data: Path, trained: Path, tmp_path: Path) -> None:
+    odd = trained.rename(tmp_path / "[red]run[bold]:cat:")
+    said = shoal("eval", odd)
+    assert said.code == 0
+    assert "[red]run[bold]:cat:" in said.out
+    data.rename(tmp_path / "[b]data")
+    assert "[b]data" in shoal("data", "info", "[b]data").out
+
+
+def test_a_measurement_is_shown_although_it_cannot_be_kept(shoal: Shoal, trained: Path) -> None:
+    (trained / "eval.json").mkdir()
+    said = shoal("eval", trained, "--json")
+    refused(said, "eval.json", "name a file")
+    assert json.loads(said.out)["num_samples"] == 32
 
 
 @pytest.fixture

@@ -69,9 +69,28 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         time.sleep(0.02)  # between two looks; nothing relies on its length
 
 
+def stranger(driver: int) -> subprocess.Popen[str]:
+    """Start a process without the token that tries to join the cluster of a driver."""
+    (raylet,) = [title for title in descendants(driver).values() if b"raylet/raylet" in title.split(b"\0")[0]]
+    (address,) = [word.partition(b"=")[2] for word in raylet.split(b"\0") if word.startswith(b"--gcs-address=")]
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import ray; ray.init(address={address.decode()!r})"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    )
+
+
 def workers_of(driver: int) -> list[int]:
     """Return the pids of the DDP workers that descend from a driver process."""
-    parents, titles = {}, {}
+    return sorted(pid for pid, title in descendants(driver).items() if b"ray::RayTrainWorker" in title)
+
+
+def descendants(driver: int) -> dict[int, bytes]:
+    """Return the command lines of all processes that descend from one."""
+    parents: dict[int, int] = {}
+    titles: dict[int, bytes] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -85,7 +104,7 @@ def workers_of(driver: int) -> list[int]:
             pid = parents[pid]
         return pid == driver
 
-    return sorted(pid for pid, title in titles.items() if b"ray::RayTrainWorker" in title and descends(pid))
+    return {pid: title for pid, title in titles.items() if descends(pid)}
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -138,10 +157,13 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(data: Path, undisturbed
     run = tmp_path / "run"
     process = start("train", *WORDS, "--data", data, "--out", run, "--workers", "2")
     wait_until(lambda: newest(run / "checkpoints") is not None, process)
+    outsider = stranger(process.pid)
     victims = workers_of(process.pid)
     assert len(victims) == 2
     os.kill(victims[0], signal.SIGKILL)
     said = finish(process)
+    assert "InvalidAuthToken" in outsider.communicate(timeout=DEADLINE_SEC)[0]  # kept out, not merely too late
+    assert outsider.returncode != 0
     assert "workers lost" in said
     failures = [json.loads(line) for line in (run / "failures.jsonl").read_text().splitlines()]
     assert len(failures) == 1

@@ -1,6 +1,11 @@
 """``shoal data``: make, look at and check data sets."""
 
 import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,11 +13,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from shoal.data import DataSet, load_manifest
+from shoal.data import DataSet
 from shoal.data.importers import IMPORTERS, import_data
+from shoal.data.manifest import parse_manifest
 from shoal.data.verify import verify
 from shoal.errors import DataError
+from shoal_ray.cli.paths import expanded
 
 app = typer.Typer(help="Import, show and verify data sets.", no_args_is_help=True)
 
@@ -34,6 +42,7 @@ def import_command(
     """Turn images into a sharded, checksummed data set. Nothing is left behind if it fails."""
     if out is None:
         raise DataError(f"no destination given; add --out DIR, e.g. --out data/{kind}")
+    src, out = src and expanded(src), expanded(out)
     console = Console(stderr=True, highlight=False)
     options: dict[str, Any] = {"size": size, "mode": mode, "skip_bad": skip_bad or None, "test_fraction": test_fraction}
     if kind == "fashion-mnist":
@@ -48,7 +57,8 @@ def import_command(
     ) as progress:
         task = progress.add_task("import", total=None)
         options["progress"] = lambda done: progress.update(task, completed=done)
-        manifest, num_skipped = import_data(kind, src, out, **options)
+        with _terminable():
+            manifest, num_skipped = import_data(kind, src, out, **options)
     splits = ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())
     shape = "x".join(map(str, manifest.shape))
     print(f"{out}: {manifest.num_rows:,} images of {shape} ({splits}), {len(manifest.shards)} shards")
@@ -56,11 +66,25 @@ def import_command(
         print(f"{num_skipped} unreadable files were left out")
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does, so that the half-written data set is cleared away."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may catch signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
 def info(
     directory: DataDir, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
     """Show what a data set holds, without reading its images."""
+    directory = expanded(directory)
     dataset = DataSet.open(directory)
     manifest = dataset.manifest
     facts = {
@@ -76,9 +100,9 @@ def info(
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    table = Table(title=str(directory), show_header=False)
+    table = Table(title=Text(str(directory), style="table.title"), show_header=False)
     for name, value in facts.items():
-        table.add_row(name, _cell(value))
+        table.add_row(name, Text(_cell(value)))
     Console(highlight=False).print(table)
 
 
@@ -93,7 +117,8 @@ def _cell(value: object) -> str:
 @app.command("verify")
 def verify_command(directory: DataDir) -> None:
     """Read every byte and say exactly what is wrong; exit code 2 if anything is."""
-    total = load_manifest(directory).num_rows
+    directory = expanded(directory)
+    total = parse_manifest(directory).num_rows  # a wrong fingerprint is one of the problems to list
     console = Console(stderr=True)
     with Progress(
         TextColumn("verifying"),

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from shoal.data import DataSet
 from shoal.errors import DataError, RunError
@@ -21,6 +22,7 @@ from shoal.pixels import to_uint8
 from shoal.recorder import save_png
 from shoal.render import above, grid
 from shoal.run import Run
+from shoal_ray.cli.paths import expanded
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 DataDir = Annotated[Path | None, typer.Option(help="Data set directory. (default: what the run was trained on)")]
@@ -45,6 +47,7 @@ def measure(
     """Measure a run on a whole split, and write RUN/eval.json."""
     from shoal.quality.reconstruction import evaluate  # torchmetrics takes 1.5 s to import; other commands do without
 
+    run = expanded(run)
     console, errors = Console(highlight=False), Console(stderr=True)
     model, dataset = open_model(run, errors), open_data(run, data)
     refuse_other_shape(model, dataset)
@@ -52,16 +55,17 @@ def measure(
         task = progress.add_task(f"evaluating {split}", total=dataset.num_rows(split))
         result = evaluate(model, dataset, split, lambda samples: progress.advance(task, samples))
     text = json.dumps(asdict(result), indent=1)
-    write_text(run / EVALUATION, text + "\n")
     if as_json:
         print(text)
-        return
-    table = Table(title=f"{run.name} after {model.samples:,} samples, on {result.num_samples:,} of {split}")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{value:.5f}")
-    console.print(table)
+    else:
+        title = f"{run.name} after {model.samples:,} samples, on {result.num_samples:,} of {split}"
+        table = Table(title=Text(title, style="table.title"))
+        table.add_column("measure")
+        table.add_column("value", justify="right")
+        for name, value in result.metrics.items():
+            table.add_row(Text(name), f"{value:.5f}")
+        console.print(table)
+    write_text(run / EVALUATION, text + "\n")  # last: somebody else's run can be measured where it cannot be written
 
 
 def sample(
@@ -71,9 +75,10 @@ def sample(
     out: Annotated[Path | None, typer.Option(help="PNG file. (default: RUN/samples.png)")] = None,
 ) -> None:
     """Generate images and lay them out in one PNG."""
-    errors = Console(stderr=True)
-    images = to_uint8(open_model(run, errors).sample(num, seed), "unit")
-    write_picture(grid(images, columns=columns_for(num)), out or run / "samples.png")
+    run = expanded(run)
+    out = picture_path(out, run / "samples.png")
+    images = to_uint8(open_model(run, Console(stderr=True)).sample(num, seed), "unit")
+    write_picture(grid(images, columns=columns_for(num)), out)
 
 
 def reconstruct(
@@ -84,8 +89,9 @@ def reconstruct(
     out: Annotated[Path | None, typer.Option(help="PNG file. (default: RUN/reconstructions.png)")] = None,
 ) -> None:
     """Lay out the first images of a split above their reconstructions in one PNG."""
-    errors = Console(stderr=True)
-    model, dataset = open_model(run, errors), open_data(run, data)
+    run = expanded(run)
+    out = picture_path(out, run / "reconstructions.png")
+    model, dataset = open_model(run, Console(stderr=True)), open_data(run, data)
     refuse_other_shape(model, dataset)
     if num > dataset.num_rows(split):
         raise DataError(
@@ -93,7 +99,7 @@ def reconstruct(
         )
     originals = torch.from_numpy(dataset.rows(split, 0, num).copy())
     again = to_uint8(model.reconstruct(originals), "unit")
-    write_picture(above(originals, again, columns=min(num, 16)), out or run / "reconstructions.png")
+    write_picture(above(originals, again, columns=min(num, 16)), out)
 
 
 def open_model(run: Path, console: Console) -> Model:
@@ -101,13 +107,13 @@ def open_model(run: Path, console: Console) -> Model:
     passed_over: list[str] = []
     model = load_model(run, passed_over=passed_over)
     for problem in passed_over:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False)
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False, emoji=False)
     return model
 
 
 def open_data(run: Path, data: Path | None) -> DataSet:
     """Open the named data set, or the one that the run was trained on."""
-    return DataSet.open(data or Run.open(run).data)
+    return DataSet.open(expanded(data) if data else Run.open(run).data)
 
 
 def refuse_other_shape(model: Model, dataset: DataSet) -> None:
@@ -126,9 +132,23 @@ def columns_for(num: int) -> int:
     return max(1, min(16, math.isqrt(num - 1) + 1))
 
 
+def picture_path(out: Path | None, default: Path) -> Path:
+    """Return where the picture goes, before anything is computed in vain.
+
+    Raises:
+        RunError: a directory, or another kind of picture.
+    """
+    if out is None:
+        return default
+    out = expanded(out)
+    if out.is_dir():
+        raise RunError(f"--out {out} is a directory; name a file in it, e.g. --out {out / default.name}")
+    if out.suffix.lower() != ".png":
+        raise RunError(f"--out {out} does not end in .png; only PNG files are written")
+    return out
+
+
 def write_picture(picture: np.ndarray, path: Path) -> None:
     """Write a PNG and say where."""
-    if path.suffix.lower() != ".png":
-        raise RunError(f"--out {path} does not end in .png; only PNG files are written")
     save_png(path, picture)
     print(path)

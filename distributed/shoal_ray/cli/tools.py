@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from shoal.config import presets as known_presets
 from shoal.config import read_config
 from shoal.errors import RunError
+from shoal_ray.cli.paths import expanded
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +60,7 @@ def board(
     host: Annotated[str, typer.Option(help="Who may look; TensorBoard asks for no password.")] = "127.0.0.1",
 ) -> None:
     """Open TensorBoard on a run, or on a folder of runs."""
+    runs = expanded(runs)
     if not runs.is_dir():
         raise RunError(f"{runs} is not a directory; give a run, or the folder with all of them")
     arguments = ["--logdir", str(runs), "--port", str(port), "--host", host]
@@ -76,10 +79,11 @@ def doctor(
     for column in ("", "what", "found", "remedy"):
         table.add_column(column)
     healthy = True
-    for finding in examine(address, storage):
+    for finding in examine(address, expanded(storage)):
         healthy &= finding.good
-        mark = "[green]ok[/]" if finding.good else "[red]missing[/]"
-        table.add_row(mark, finding.what, finding.found, "" if finding.good else finding.remedy)
+        mark = Text("ok", style="green") if finding.good else Text("missing", style="red")
+        # As Text, since nothing in a path or an error is markup of ours.
+        table.add_row(mark, *map(Text, (finding.what, finding.found, "" if finding.good else finding.remedy)))
     console.print(table)
     if not healthy:
         sys.exit(2)

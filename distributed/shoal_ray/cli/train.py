@@ -20,9 +20,11 @@ from shoal.execute import Outcome, storage_errors
 from shoal.recorder import last_row
 from shoal.run import FAILURES, METRICS, Run, read_rows
 from shoal.world import World, launched_world
+from shoal_ray.cli.paths import expanded
 from shoal_ray.request import Request
 from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
+from shoal_ray.token import guard_own_cluster
 
 PATIENCE_SEC = 30
 """After so long without a worker, say what is free."""
@@ -86,8 +88,8 @@ def train(
         raise ConfigError(f"no CONFIG given; name a preset ({', '.join(presets())}) or a YAML file")
     if name is None and out is None:
         raise ConfigError("--resume needs the run: give --out RUN")
-    path = (out or Path("runs") / Path(str(name)).stem).expanduser().resolve()
-    data = data and data.expanduser()
+    path = expanded(out or Path("runs") / Path(str(name)).stem).absolute()
+    data, plugin = data and expanded(data), plugin and expanded(plugin)
 
     def ask(workers: int) -> Request:
         if resume:
@@ -155,6 +157,8 @@ def run_on_ray(
     console: Console,
 ) -> tuple[Outcome, Run]:
     """Train on a Ray cluster, watching from here."""
+    if address is None:
+        guard_own_cluster()
     from shoal_ray import cluster
     from shoal_ray.train import train_on_ray
 
@@ -228,9 +232,10 @@ def announce(request: Request, console: Console, where: str) -> None:
         f" {config.duration_samples:,} in batches of {config.batch} of {request.data} by {where}",
         soft_wrap=True,
         markup=False,
+        emoji=False,
     )
     for problem in request.passed_over:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False)
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False, emoji=False)
 
 
 def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> None:
@@ -249,4 +254,4 @@ def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> N
         again = f"shoal train --resume --out {at}"
     else:
         again = f"shoal {'eval' if 'loss/reconstruction' in last_row(run.path) else 'sample'} {at}"
-    console.print(f"next: {again}   or look: shoal board {at}", soft_wrap=True, markup=False)
+    console.print(f"next: {again}   or look: shoal board {at}", soft_wrap=True, markup=False, emoji=False)

@@ -3,8 +3,10 @@
 import importlib.util
 import sys
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from pathlib import Path
+from traceback import extract_tb
 
 from pydantic import SerializeAsAny
 
@@ -29,9 +31,16 @@ def register(objective: type[Objective]) -> None:
     """Add an objective under the name that its ``Config`` declares.
 
     Raises:
-        ConfigError: the name belongs to another objective.
+        ConfigError: it declares no name, or that of another objective.
     """
-    name = objective.Config.model_fields["name"].default
+    config = getattr(objective, "Config", None)
+    is_config = isinstance(config, type) and issubclass(config, ObjectiveConfig)
+    name = objective.Config.model_fields["name"].default if is_config else None
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"objective {objective.__name__} of {objective.__module__} has no Config with a name; give it a class"
+            " Config(ObjectiveConfig) with name: Literal['mine'] = 'mine'"
+        )
     known = OBJECTIVES.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (objective.__module__, objective.__qualname__):
         raise ConfigError(f"objective name '{name}' is taken by {known.__module__}; give {objective.__name__} another")
@@ -42,14 +51,18 @@ def load_plugin(path: Path) -> None:
     """Register every objective that a Python file defines.
 
     Raises:
-        ConfigError: no such file, or no objective in it.
+        ConfigError: no such file, one that fails, or no objective in it.
     """
     spec = importlib.util.spec_from_file_location("shoal_plugin", path) if path.suffix == ".py" else None
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"plug-in {path} is not a Python file; give --plugin a .py file that defines an Objective")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # as dataclasses, pydantic and pickle expect of a module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise ConfigError(f"plug-in {path}: {type(error).__name__}: {error}{_line_in(spec, error)}; mend it") from error
     found = [
         value
         for value in vars(module).values()
@@ -59,6 +72,12 @@ def load_plugin(path: Path) -> None:
         raise ConfigError(f"plug-in {path} defines no objective; subclass shoal.objectives.Objective in it")
     for objective in found:
         register(objective)
+
+
+def _line_in(spec: ModuleSpec, error: Exception) -> str:
+    """Return ``" (line n)"`` where a plug-in's code failed; a syntax error says so itself."""
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == spec.origin]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 @cache
