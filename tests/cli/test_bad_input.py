@@ -97,7 +97,7 @@ def test_more_workers_than_the_cluster_has_cpus_says_what_fits(
 ) -> None:
     words = ("train", "seed-autoencoder", *tiny, "--data", data, "--out", "run")
     said = shoal(*words, "--workers", "16", "--cpus-per-worker", "100")
-    refused(said, "16 workers of 100 CPU each do not fit", "--workers")
+    refused(said, "16 workers of 100 CPU each do not fit", "--cpus-per-worker")
     refused(shoal(*words, "--gpus-per-worker", "64"), "64 GPU", "--gpus-per-worker")
     assert not (tmp_path / "run").exists()
 
