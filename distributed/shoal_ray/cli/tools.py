@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -34,14 +35,11 @@ def presets(
             print(f"# {line}")
         print(config.to_yaml(), end="")
         return
-    table = Table()
-    for column in ("preset", "objective", "nets", "samples", "what to expect"):
-        table.add_column(column, no_wrap=column == "preset")
     for preset, path in known_presets().items():
         config = read_config(preset)
-        nets = f"{config.nets.name}, latent {config.nets.latent}"
-        table.add_row(preset, config.objective.name, nets, f"{config.duration_samples:,}", " ".join(_opening(path)[1:]))
-    console.print(table)
+        shape = f"{config.objective.name}, {config.nets.name} nets, latent {config.nets.latent}"
+        console.print(f"[bold]{preset}[/]  {shape}, {config.duration_samples:,} samples", soft_wrap=True)
+        console.print(Padding(" ".join(_opening(path)[1:]), (0, 0, 1, 4)))
     console.print("shoal presets NAME shows every key; shoal train NAME --data DIR key=value trains it")
 
 
