@@ -70,10 +70,18 @@ def write(
     config: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint that exists wholly or not at all; what is in its place goes when the new one is whole."""
+    state = {
+        "version": FORMAT_VERSION,
+        "samples": samples,
+        "batches": batches,
+        "shape": shape,
+        "stream": stream,
+        "config": config,
+    }
     aside = temporary_beside(path)
     try:
         with atomic_directory(path) as folder:
-            _write_into(folder, tensors, samples, batches, shape, stream, config)
+            _write_into(folder, tensors, state)
             if path.exists():
                 path.replace(aside)
     finally:
@@ -82,27 +90,11 @@ def write(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_into(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    samples: int,
-    batches: int,
-    shape: tuple[int, int, int],
-    stream: Mapping[str, Any],
-    config: Mapping[str, Any],
-) -> None:
+def _write_into(folder: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
     # As bytes, not by the library's own file writer: that one hides a full disk behind an error of its own.
-    saved_tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    (folder / TENSORS).write_bytes(saved_tensors)
-    state = {
-        "version": FORMAT_VERSION,
-        "samples": samples,
-        "batches": batches,
-        "shape": shape,
-        "stream": stream,
-        "config": config,
-        "tensors": {"bytes": len(saved_tensors), "xxh3": xxhash.xxh3_64_hexdigest(saved_tensors)},
-    }
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    (folder / TENSORS).write_bytes(content)
+    state["tensors"] = {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
     (folder / STATE).write_text(json.dumps({**state, "xxh3": _digest(state)}, indent=1))
 
 
