@@ -11,6 +11,7 @@ from shoal.checkpoint import Checkpoint
 from shoal.errors import ShoalError
 from shoal.files import CANNOT_WRITE
 from shoal.loop import Tick, train
+from shoal.memory import keep_freed_memory
 from shoal.recorder import Recorder, Sink
 from shoal.run import Run
 from shoal.world import World
@@ -53,6 +54,7 @@ def execute(
     Raises:
         ShoalError: what the user can mend; the same on every worker.
     """
+    keep_freed_memory()
     if world.device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # or a resumed run would differ in its last bits
     failure: ShoalError | None = None
