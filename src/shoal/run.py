@@ -1,7 +1,8 @@
 """The run directory, written the same way by every launcher.
 
 ``runs/NAME/``: config.yaml (the effective one), environment.json (where and with what), plugin.py (if any),
-metrics.jsonl (a row per tick), checkpoints/, images/, tensorboard/, eval.json.
+metrics.jsonl (a row per tick), failures.jsonl (a row per loss of workers), checkpoints/, images/, tensorboard/,
+eval.json, and ray/, Ray's own notes of each start.
 """
 
 import fcntl
