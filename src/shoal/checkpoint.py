@@ -40,6 +40,7 @@ class Checkpoint:
         shape: of the images: channels, height, width.
         stream: the data stream's state.
         config: the configuration that made it, as plain values.
+        num_classes: of the data set's labels; 0 where it has none.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Checkpoint:
     shape: tuple[int, int, int]
     stream: Mapping[str, Any]
     config: Mapping[str, Any]
+    num_classes: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Read every tensor, on the CPU."""
@@ -68,6 +70,7 @@ def write(
     shape: tuple[int, int, int],
     stream: Mapping[str, Any],
     config: Mapping[str, Any],
+    num_classes: int = 0,
 ) -> None:
     """Write a checkpoint that exists wholly or not at all; what is in its place goes when the new one is whole."""
     state = {
@@ -75,6 +78,7 @@ def write(
         "samples": samples,
         "batches": batches,
         "shape": shape,
+        "num_classes": num_classes,
         "stream": stream,
         "config": config,
     }
@@ -123,7 +127,13 @@ def read(path: Path) -> Checkpoint:
             raise CheckpointError(f"checkpoint {path}: {TENSORS} does not match its checksum; it is damaged")
         channels, height, width = state["shape"]
         return Checkpoint(
-            path, state["samples"], state["batches"], (channels, height, width), state["stream"], state["config"]
+            path=path,
+            samples=state["samples"],
+            batches=state["batches"],
+            shape=(channels, height, width),
+            num_classes=state.get("num_classes", 0),  # not noted before there were models that ask for it
+            stream=state["stream"],
+            config=state["config"],
         )
     except CheckpointError:
         raise

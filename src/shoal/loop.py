@@ -73,7 +73,7 @@ def train(
     def prepare() -> tuple[DataSet, Objective, State]:
         data = DataSet.open(run.data)
         check(config, data, world.size)
-        objective = build_objective(config, data.shape).to(world.device)
+        objective = build_objective(config, data.shape, data.num_classes).to(world.device)
         state = State.fresh(objective, config)
         if resume is not None:
             check_resume(resume, config, data)
@@ -114,7 +114,10 @@ def train(
             batch = Batch(
                 images=to_float(raw.images.to(world.device, non_blocking=True), config.data.range),
                 labels=None if raw.labels is None else raw.labels.to(world.device, non_blocking=True),
-                reduce=lambda value: world.sum(value * ((rows.stop - rows.start) / config.batch)),
+                index=state.batches,
+                rows=rows,
+                size=config.batch,
+                sum=world.sum,
             )
             noise = Noise(config.seed, state.batches, config.batch, rows, world.device)
             if not settled:
@@ -160,7 +163,7 @@ def check(config: RunConfig, data: DataSet, workers: int) -> None:
         )
     rows = data.num_rows(config.data.split)
     with torch.device("meta"):  # shapes only: costs no memory
-        build_objective(config, data.shape)
+        build_objective(config, data.shape, data.num_classes)
     if config.batch > rows:
         raise ConfigError(
             f"batch {config.batch} is more than the {rows} images of split '{config.data.split}'; use batch <= {rows}"
@@ -178,11 +181,11 @@ def check_resume(resume: Checkpoint, config: RunConfig, data: DataSet) -> None:
     refuse_changes(build_config(resume.config), config)
 
 
-def build_objective(config: RunConfig, shape: tuple[int, int, int]) -> Objective:
+def build_objective(config: RunConfig, shape: tuple[int, int, int], num_classes: int = 0) -> Objective:
     """Build the configured objective with the weights that its seed gives."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build(config.objective, config.nets, shape, config.data.range)
+        return build(config.objective, config.nets, shape, config.data.range, num_classes)
 
 
 def saver(state: State, stream: Stream, data: DataSet, config: RunConfig) -> Callable[[Path], None]:
@@ -193,6 +196,7 @@ def saver(state: State, stream: Stream, data: DataSet, config: RunConfig) -> Cal
         samples=state.samples,
         batches=state.batches,
         shape=data.shape,
+        num_classes=data.num_classes,
         stream=stream.state(),
         config=config.model_dump(mode="json"),
     )

@@ -78,7 +78,7 @@ def load_model(path: Path, device: torch.device | None = None, passed_over: list
 
 def restore(config: RunConfig, found: Checkpoint, device: torch.device) -> Model:
     """Build the networks and fill them from a checkpoint."""
-    objective = build_objective(config, found.shape).to(device)
+    objective = build_objective(config, found.shape, found.num_classes).to(device)
     state = State.fresh(objective, config)
     state.load_tensors(found.tensors())
     return Model(objective.using(state.ema), config, found.shape, found.samples, device)

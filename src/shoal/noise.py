@@ -1,5 +1,6 @@
 """Randomness that belongs to the global batch, not to the rank."""
 
+from collections.abc import Callable
 from hashlib import blake2b
 
 import torch
@@ -35,7 +36,19 @@ class Noise:
 
         Drawn as [size, batch], so that a larger latent keeps the noise of its old dimensions.
         """
+        return self._rows_of(torch.randn, purpose, size)
+
+    def uniform(self, purpose: str, size: int) -> Tensor:
+        """Draw from [0, 1), [n, size] float32 for this worker's n rows."""
+        return self._rows_of(torch.rand, purpose, size)
+
+    def uniform_for_all(self, purpose: str, size: int) -> Tensor:
+        """Draw from [0, 1), [size] float32, the same on every worker: a choice that belongs to no image."""
+        generator = self._seeded(purpose)
+        return torch.rand(size, generator=generator, device=generator.device)
+
+    def _rows_of(self, draw: Callable[..., Tensor], purpose: str, size: int) -> Tensor:
         generator = self._seeded(purpose)
         # Whole vectors of 16, or torch draws the end of a tensor otherwise than the middle of a larger one.
-        drawn = torch.randn(size, -(-self._batch // 16) * 16, generator=generator, device=generator.device)
+        drawn = draw(size, -(-self._batch // 16) * 16, generator=generator, device=generator.device)
         return drawn[:, : self._batch][:, self._rows].T

@@ -62,6 +62,16 @@ class DataSet:
         """Return the number of rows of each split."""
         return {name: split.rows for name, split in self.manifest.splits.items()}
 
+    @property
+    def num_classes(self) -> int:
+        """Return how many classes the labels tell apart; 0 for a data set without labels. May read the labels."""
+        if self.manifest.labels is None:
+            return 0
+        if self.class_names is not None:
+            return len(self.class_names)
+        labels = self.labels_at(np.arange(self._num_rows))
+        return 0 if labels is None else int(labels.max(initial=-1)) + 1
+
     def num_rows(self, split: str) -> int:
         """Return the number of rows of ``split``. Raises DataError for a split that is not there."""
         return self._split(split).rows

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from shoal.errors import ConfigError
-from shoal.nets.family import ImageShape, NetConfig
+from shoal.nets.family import ImageShape, NetConfig, Network
 
 SIZES = (28, 32, 64, 128)
 CHANNELS = (1, 3)
@@ -29,7 +29,7 @@ class ConvConfig(NetConfig):
     norm: Norm = Field("group", description="'group' is the same at any world size")
     init_std: PositiveFloat | None = Field(None, description="of normal initial weights, DCGAN: 0.02. None: torch's")
 
-    def encoder(self, shape: ImageShape, features: int) -> nn.Module:
+    def encoder(self, shape: ImageShape, features: int) -> Network:
         """Build [N, C, H, W] -> [N, features]; no norm next to the image, as DCGAN advises."""
         widths, size = self._plan(shape)
         layers: list[nn.Module] = []
@@ -41,9 +41,11 @@ class ConvConfig(NetConfig):
         layers += [nn.Flatten()]
         if self.hidden:
             layers += [nn.Linear(flat, self.hidden), self.activate()]
-        return self._initialised(nn.Sequential(*layers, nn.Linear(self.hidden or flat, features)))
+        layers += [nn.Linear(self.hidden or flat, features)]
+        last = len(layers) - 1
+        return self._initialised(Network(layers, {f"{last}.weight": 0, f"{last}.bias": 0}))
 
-    def decoder(self, shape: ImageShape, latent: int) -> nn.Module:
+    def decoder(self, shape: ImageShape, latent: int, num_classes: int = 0) -> Network:
         """Build [N, latent] -> [N, C, H, W]."""
         widths, size = self._plan(shape)
         flat = widths[-1] * size * size
@@ -56,7 +58,7 @@ class ConvConfig(NetConfig):
         for before, after in pairwise(reversed(widths)):
             layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), self._norm(after), self.activate()]
         last = nn.ConvTranspose2d(widths[0], shape[0], 4, stride=2, padding=1)
-        return self._initialised(nn.Sequential(*layers, last))
+        return self._initialised(Network([*layers, last], {"0.weight": 1}))
 
     def _plan(self, shape: ImageShape) -> tuple[list[int], int]:
         """Return the channels of each stage from the image inwards, and the innermost height."""
@@ -73,7 +75,7 @@ class ConvConfig(NetConfig):
             height //= 2
         return widths, height
 
-    def _initialised(self, net: nn.Module) -> nn.Module:
+    def _initialised(self, net: Network) -> Network:
         if self.init_std is not None:
             for layer in net.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):

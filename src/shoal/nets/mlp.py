@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from shoal.nets.family import ImageShape, NetConfig
+from shoal.nets.family import ImageShape, NetConfig, Network
 
 
 class MlpConfig(NetConfig):
@@ -17,14 +17,16 @@ class MlpConfig(NetConfig):
     name: Literal["mlp"] = "mlp"
     hidden: tuple[PositiveInt, ...] = Field((512, 256), description="widths from the image to the latent")
 
-    def encoder(self, shape: ImageShape, features: int) -> nn.Module:
+    def encoder(self, shape: ImageShape, features: int) -> Network:
         """Build [N, C, H, W] -> [N, features]."""
-        return nn.Sequential(nn.Flatten(), *self._layers([prod(shape), *self.hidden, features]))
+        layers = [nn.Flatten(), *self._layers([prod(shape), *self.hidden, features])]
+        last = len(layers) - 1
+        return Network(layers, {f"{last}.weight": 0, f"{last}.bias": 0})
 
-    def decoder(self, shape: ImageShape, latent: int) -> nn.Module:
+    def decoder(self, shape: ImageShape, latent: int, num_classes: int = 0) -> Network:
         """Build [N, latent] -> [N, C, H, W]."""
         widths = [latent, *reversed(self.hidden), prod(shape)]
-        return nn.Sequential(*self._layers(widths), nn.Unflatten(1, shape))
+        return Network([*self._layers(widths), nn.Unflatten(1, shape)], {"0.weight": 1})
 
     def _layers(self, widths: Sequence[int]) -> list[nn.Module]:
         layers: list[nn.Module] = []

@@ -14,7 +14,18 @@ from shoal.errors import ConfigError
 from shoal.nets import NetConfig
 from shoal.nets.family import ImageShape
 from shoal.objectives.autoencoder import Autoencoder
-from shoal.objectives.base import Batch, Generates, Objective, ObjectiveConfig, Phase, Reconstructs, Scalars
+from shoal.objectives.base import (
+    Batch,
+    Generates,
+    HasCodebook,
+    HasLikelihood,
+    LatentAxis,
+    Objective,
+    ObjectiveConfig,
+    Phase,
+    Reconstructs,
+    Scalars,
+)
 from shoal.objectives.gan import Gan
 from shoal.pixels import PixelRange
 from shoal.registry import choose
@@ -93,9 +104,11 @@ def parse_objective(values: object) -> ObjectiveConfig:
     return choose({name: objective.Config for name, objective in OBJECTIVES.items()}, values, at="objective")
 
 
-def build(config: ObjectiveConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange) -> Objective:
+def build(
+    config: ObjectiveConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange, num_classes: int = 0
+) -> Objective:
     """Build an objective and its networks on the CPU, or on whatever ``torch.device`` context is active."""
-    return OBJECTIVES[config.name](config, nets, shape, pixel_range)
+    return OBJECTIVES[config.name](config, nets, shape, pixel_range, num_classes)
 
 
 __all__ = [
@@ -105,6 +118,9 @@ __all__ = [
     "Batch",
     "Gan",
     "Generates",
+    "HasCodebook",
+    "HasLikelihood",
+    "LatentAxis",
     "Objective",
     "ObjectiveConfig",
     "Phase",

@@ -1,6 +1,6 @@
 """The plain autoencoder (Hinton & Salakhutdinov 2006): squeeze an image through a small code and get it back."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,8 +26,16 @@ class Autoencoder(Objective):
     Config = AutoencoderConfig
     phases = (Phase(name="reconstruction", trains=("encoder", "decoder")),)
     inference = ("encoder", "decoder")
+    latent_nets: ClassVar = {"encoder": 1, "decoder": 1}
 
-    def __init__(self, config: AutoencoderConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange) -> None:
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        nets: NetConfig,
+        shape: ImageShape,
+        pixel_range: PixelRange,
+        num_classes: int = 0,
+    ) -> None:
         """Build the two networks for images of ``shape``."""
         self.nets = {"encoder": nets.encoder(shape, nets.latent), "decoder": nets.decoder(shape, nets.latent)}
         self._code = config.code

@@ -32,19 +32,50 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentAxis:
+    """The axis of a tensor that a larger latent makes longer: ``parts`` latents, one after the other."""
+
+    axis: int
+    parts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """The rows of this worker in a global batch.
 
     Attributes:
         images: [n, C, H, W] float in the preset's range.
         labels: [n] int64 class numbers, or None where the data set has none.
-        reduce: mean of a tensor over the workers, weighted by their rows, without gradient; the
-            value itself when alone.
+        index: number of the global batch; what comes every so many batches reads it.
+        rows: of the global batch, this worker's; None: all.
+        size: images in the global batch; None: n.
+        sum: the sum of a tensor over the workers, the same on all, without gradient; every worker calls it.
     """
 
     images: Tensor
     labels: Tensor | None
-    reduce: Callable[[Tensor], Tensor] = lambda value: value
+    index: int = 0
+    rows: slice | None = None
+    size: int | None = None
+    sum: Callable[[Tensor], Tensor] = torch.Tensor.detach
+
+    @property
+    def share(self) -> float:
+        """The part of the global batch that this worker has, in (0, 1]."""
+        return 1.0 if self.size is None else len(self.images) / self.size
+
+    def reduce(self, mean: Tensor) -> Tensor:
+        """Return the mean over the global batch of what every worker knows the mean of over its rows; no gradient."""
+        return self.sum(mean * self.share)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the rows of all workers, [size, …], of values [n, …] with one row per image; no gradient."""
+        if self.size is None or self.rows is None:
+            return values.detach()
+        # A sum of disjoint rows is exact, and takes uneven shares, which all_gather does not.
+        everyone = values.new_zeros((self.size, *values.shape[1:]))
+        everyone[self.rows] = values.detach()
+        return self.sum(everyone)
 
 
 class ObjectiveConfig(Strict):
@@ -64,16 +95,40 @@ class Objective(ABC):
     phases: Sequence[Phase]
     inference: tuple[str, ...]
     """The networks that a finished model needs: what the EMA follows."""
+    latent_nets: ClassVar[Mapping[str, int]] = {}
+    """The networks that read or write the latent, and how many lie side by side there (mean and variance: 2)."""
     nets: Mapping[str, nn.Module]
 
     @abstractmethod
     def __init__(
-        self, config: ObjectiveConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange
-    ) -> None: ...
+        self,
+        config: ObjectiveConfig,
+        nets: NetConfig,
+        shape: ImageShape,
+        pixel_range: PixelRange,
+        num_classes: int = 0,
+    ) -> None:
+        """Build the networks for images of ``shape``; ``num_classes`` is 0 for a data set without labels.
+
+        Raises:
+            ConfigError: networks that cannot make such images, or labels asked for where there are none.
+        """
 
     @abstractmethod
     def loss(self, phase: str, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """Return the scalar that ``phase`` minimises (a mean over the batch) and what to report of it."""
+
+    def cautions(self, batch: int) -> list[str]:
+        """Return what will work but badly at this global batch, with the arithmetic, for the user to read."""
+        return []
+
+    def latent_axes(self) -> Mapping[str, LatentAxis]:
+        """Return where the latent lies in each tensor that has it, named as in ``<network>.<tensor>``."""
+        return {
+            f"{name}.{tensor}": LatentAxis(axis=axis, parts=parts)
+            for name, parts in self.latent_nets.items()
+            for tensor, axis in getattr(self.nets[name], "latent_axes", {}).items()
+        }
 
     def to(self, device: torch.device) -> Self:
         """Move the networks to a device; return itself."""
@@ -92,8 +147,11 @@ class Objective(ABC):
 class Generates(Protocol):
     """An objective that makes images out of noise."""
 
-    def sample(self, num: int, noise: Noise) -> Tensor:
-        """Return ``num`` images [num, C, H, W] in the preset's range; ``noise`` must draw for ``num`` rows."""
+    def sample(self, num: int, noise: Noise, labels: Tensor | None = None) -> Tensor:
+        """Return ``num`` images [num, C, H, W] in the preset's range; ``noise`` must draw for ``num`` rows.
+
+        ``labels``, int64 [num], says of which classes, where the model knows any; None leaves the choice to it.
+        """
 
 
 @runtime_checkable
@@ -105,3 +163,27 @@ class Reconstructs(Protocol):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images [n, C, H, W] in the preset's range of codes [n, latent]."""
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """An objective with an approximate posterior q(z | x), a prior p(z) and a likelihood p(x | z)."""
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of q(z | x), both [n, latent]."""
+
+    def log_weights(self, x: Tensor, posterior: tuple[Tensor, Tensor], eps: Tensor) -> Tensor:
+        """Return log p(x | z) + log p(z) - log q(z | x) in nats, [n], at z = mean + std * eps, eps [n, latent].
+
+        Densities are those of pixels in [0, 1].
+        """
+
+
+@runtime_checkable
+class HasCodebook(Protocol):
+    """An objective that writes an image as a few numbers of codebook entries."""
+
+    num_codes: int
+
+    def code_indices(self, x: Tensor) -> Tensor:
+        """Return the entries, int64 [n, tokens] in [0, num_codes), of images [n, C, H, W] in the preset's range."""

@@ -1,6 +1,6 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,8 +33,11 @@ class Gan(Objective):
         Phase(name="generator", trains=("generator",)),
     )
     inference = ("generator",)
+    latent_nets: ClassVar = {"generator": 1}
 
-    def __init__(self, config: GanConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange) -> None:
+    def __init__(
+        self, config: GanConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange, num_classes: int = 0
+    ) -> None:
         """Build the two networks for images of ``shape``."""
         self.nets = {"generator": nets.decoder(shape, nets.latent), "discriminator": nets.encoder(shape, 1)}
         self._latent = nets.latent
@@ -46,7 +49,7 @@ class Gan(Objective):
         z = noise.normal(f"latent/{phase}", self._latent)
         return self._discriminator_loss(batch.images, z) if phase == "discriminator" else self._generator_loss(z)
 
-    def sample(self, num: int, noise: Noise) -> Tensor:
+    def sample(self, num: int, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Return ``num`` images [num, C, H, W] in the preset's range."""
         return self._generate(noise.normal("latent/sample", self._latent))
 
