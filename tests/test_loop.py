@@ -18,13 +18,13 @@ from shoal.checkpoint import Checkpoint, directory_name
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream
 from shoal.errors import ConfigError, DataError, RunError, ShoalError
-from shoal.loop import Tick, build_objective, check, refuse_divergence, train
+from shoal.loop import Tick, check, refuse_divergence, train
 from shoal.noise import Noise
 from shoal.objectives import Autoencoder, Batch, Scalars, register
 from shoal.objectives.autoencoder import AutoencoderConfig
 from shoal.pixels import to_float
 from shoal.run import Run
-from shoal.state import State
+from shoal.state import State, build_objective
 from shoal.world import World
 
 Tiny = Callable[..., RunConfig]

@@ -14,7 +14,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from shoal.config import RunConfig, build_config, read_config
 from shoal.engine import Engine
 from shoal.errors import ConfigError
-from shoal.loop import build_objective
 from shoal.noise import Noise
 from shoal.objectives import (
     OBJECTIVES,
@@ -28,7 +27,7 @@ from shoal.objectives import (
     parse_objective,
     register,
 )
-from shoal.state import State
+from shoal.state import State, build_objective
 from shoal.world import World
 
 Tiny = Callable[..., RunConfig]

@@ -6,12 +6,11 @@ from torch import Tensor, nn
 
 from shoal.config import RunConfig
 from shoal.engine import Engine
-from shoal.loop import build_objective
 from shoal.noise import Noise
 from shoal.objectives import Batch
 from shoal.optim import base_learning_rate, build_optimizer, clip_norm, set_learning_rate
 from shoal.schedule import OptimConfig
-from shoal.state import State
+from shoal.state import State, build_objective
 from shoal.world import World
 
 Tiny = Callable[..., RunConfig]

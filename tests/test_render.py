@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from shoal.config import RunConfig
 from shoal.data import DataSet
-from shoal.loop import build_objective
 from shoal.objectives import Autoencoder, Gan
 from shoal.pixels import PixelRange, squash, to_float, to_uint8, to_unit
 from shoal.render import GAP, Pictures, above, grid, inference
-from shoal.state import State
+from shoal.state import State, build_objective
 
 Tiny = Callable[..., RunConfig]
 CPU = torch.device("cpu")

@@ -83,9 +83,20 @@ def test_the_middle_of_each_shape() -> None:
     assert factor("cosine", 400) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
 
 
+def test_it_may_fall_over_the_last_share_only() -> None:
+    def factor(samples: int, warmup: int = 200) -> float:
+        return learning_rate_factor(
+            samples, 1000, shape="linear", warmup_samples=warmup, final_factor=0.1, decay_share=0.3
+        )
+
+    assert [factor(samples) for samples in (100, 200, 600, 700)] == [0.5, 1, 1, 1]
+    assert [factor(samples) for samples in (850, 1000, 2000)] == pytest.approx([0.55, 0.1, 0.1])
+    assert factor(900, warmup=800) == pytest.approx(0.55)  # never before the warm-up has ended
+
+
 def test_the_configuration_speaks_of_the_same_curve() -> None:
-    optim = OptimConfig(schedule="cosine", warmup_samples=200, final_factor=0.1)
+    optim = OptimConfig(schedule="cosine", warmup_samples=200, final_factor=0.1, decay_share=0.7)
     for samples in (0, 100, 200, 600, 1000):
         assert optim.factor(samples, 1000) == learning_rate_factor(
-            samples, 1000, shape="cosine", warmup_samples=200, final_factor=0.1
+            samples, 1000, shape="cosine", warmup_samples=200, final_factor=0.1, decay_share=0.7
         )

@@ -7,10 +7,9 @@ from torch import Tensor
 from shoal.config import RunConfig
 from shoal.engine import Engine
 from shoal.errors import CheckpointError
-from shoal.loop import build_objective
 from shoal.noise import Noise
 from shoal.objectives import Batch
-from shoal.state import EMA_RAMP, State
+from shoal.state import EMA_RAMP, State, build_objective
 from shoal.world import World
 
 Tiny = Callable[..., RunConfig]

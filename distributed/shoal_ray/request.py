@@ -10,6 +10,7 @@ from shoal.errors import ConfigError, RunError
 from shoal.loop import check, check_resume
 from shoal.objectives import load_plugin
 from shoal.run import Run, refuse_existing
+from shoal.warm_start import NOTED, WarmStart, plan
 
 
 class Request:
@@ -21,6 +22,8 @@ class Request:
         data: the data set's directory.
         start_samples: the clock that an old run goes on from.
         passed_over: why newer checkpoints of it cannot be used.
+        cautions: what will run but badly.
+        warm_start: what it takes from another run before its first step.
     """
 
     def __init__(self, path: Path, config: RunConfig, data: Path, old: Run | None, plugin: Path | None) -> None:
@@ -29,6 +32,8 @@ class Request:
         self.data = data
         self.start_samples = 0
         self.passed_over: list[str] = []
+        self.cautions: list[str] = []
+        self.warm_start: WarmStart | None = None
         self._old = old
         self._plugin = plugin
 
@@ -47,8 +52,11 @@ class Request:
         config = read_config(name, overrides)
         if data is None:
             raise ConfigError("no data set given; --data DIR names one (make it with `shoal data import`)")
-        check(config, DataSet.open(data), workers)
-        return cls(path, config, data, None, plugin)
+        request = cls(path, config, data, None, plugin)
+        opened = DataSet.open(data)
+        request.cautions = check(config, opened, workers)
+        request.warm_start = plan(config, opened, path)
+        return request
 
     @classmethod
     def resumed(
@@ -78,9 +86,11 @@ class Request:
         run = old.resumed(overrides)
         request = cls(path, run.config, data or run.data, run, None)
         opened = DataSet.open(request.data)
-        check(request.config, opened, workers)
+        request.cautions = check(request.config, opened, workers)
         found = run.newest_checkpoint(request.passed_over)
-        if found is not None:
+        if found is None:
+            request.warm_start = plan(request.config, opened, path)
+        else:
             check_resume(found, request.config, opened)
             request.start_samples = found.samples
             if request.config.duration_samples < found.samples:
@@ -97,6 +107,10 @@ class Request:
 
     def write(self, **facts: Any) -> Run:
         """Write the run directory, or bring an old one up to date; return the run."""
+        if self.warm_start is not None:
+            facts[NOTED] = self.warm_start.facts()
+        elif noted := Run.facts_of(self.path).get(NOTED):
+            facts[NOTED] = noted
         if self._old is None:
             return Run.create(self.path, self.config, self.data, plugin=self._plugin, facts=facts)
         with self._old.locked():  # not under the feet of a process that trains it now

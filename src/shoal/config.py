@@ -4,10 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from shoal.errors import ConfigError, did_you_mean
 from shoal.nets import AnyNetConfig, parse_net
@@ -39,6 +39,10 @@ class ReportConfig(Strict):
 
     every_samples: Count = Field(10_000, gt=0)
     images_every_samples: Count = Field(60_000, ge=0, description="0: no pictures")
+    quality_every_samples: Count = Field(0, ge=0, description="0: quality is not measured during training")
+    quality_images: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="images to measure it on. None: 2,000, or as many as there are"
+    )
 
 
 class CheckpointConfig(Strict):
@@ -46,6 +50,14 @@ class CheckpointConfig(Strict):
 
     every_samples: Count = Field(60_000, ge=0, description="0: only at the end")
     keep: PositiveInt = 3
+
+
+def _absolute(path: Path) -> Path:
+    """Make a path say the same to a worker elsewhere and to a later resume."""
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError as error:  # no such user, or links in a circle
+        raise ValueError(f"{path}: {error}; check the path") from None
 
 
 class RunConfig(Strict):
@@ -56,6 +68,9 @@ class RunConfig(Strict):
     batch: Count = Field(256, gt=0, description="images in a global batch, shared out over the workers")
     duration_samples: Count = Field(600_000, gt=0)
     seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
+    init_from: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        None, description="another run, from whose newest checkpoint the weights start"
+    )
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()

@@ -5,25 +5,31 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
-from shoal import checkpoint
+from shoal import checkpoint, warm_start
 from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig, build_config
 from shoal.data import DataSet, Stream, check_state
 from shoal.engine import Engine
-from shoal.errors import ConfigError, RunError, ShoalError
+from shoal.errors import ConfigError, DataError, RunError, ShoalError
 from shoal.meter import Meter
 from shoal.noise import Noise
-from shoal.objectives import Batch, Objective, build
+from shoal.objectives import Batch, Objective
 from shoal.pixels import to_float
+from shoal.quality.held_out import num_measured
 from shoal.render import Pictures
 from shoal.run import Run, refuse_changes
 from shoal.schedule import due
-from shoal.state import State
+from shoal.state import State, build_objective
 from shoal.world import World
+
+if TYPE_CHECKING:
+    from shoal.quality.monitor import Monitor
 
 GO_ON, STOP, FAIL = 0, 1, 2
 """What a worker votes for at each step; the largest wins."""
@@ -70,10 +76,15 @@ def train(
     config = run.config
     rows = world.slice(config.batch)
 
+    # The first worker chooses for all: another run may be training still, and shared storage shows the others less.
+    source = world.first_says(lambda: warm_start.announced(run)) if resume is None and config.init_from else None
+
     def prepare() -> tuple[DataSet, Objective, State]:
         data = DataSet.open(run.data)
         check(config, data, world.size)
         objective = build_objective(config, data.shape, data.num_classes).to(world.device)
+        if source is not None:
+            warm_start.fill(objective, source)  # before the state is made, so that the average starts there too
         state = State.fresh(objective, config)
         if resume is not None:
             check_resume(resume, config, data)
@@ -87,6 +98,7 @@ def train(
     draws = world.first and config.report.images_every_samples > 0
     # Together, since it reads images: damage that only the first worker meets must not leave the others waiting.
     pictures = world.together(lambda: Pictures(objective, state, data, config, world.device) if draws else None)
+    monitor = world.together(lambda: _monitor(objective, state, data, config, world))
     settled = False
     told_at, since = state.samples, time.perf_counter()
     with Stream(
@@ -130,12 +142,19 @@ def train(
             last = answer != GO_ON or state.samples >= config.duration_samples
             saves = last or due(config.checkpoint.every_samples, before, state.samples)
             shows = last or due(config.report.images_every_samples, before, state.samples)
-            if saves or shows or due(config.report.every_samples, before, state.samples):
-                scalars = meter.take()
+            # Not when it is asked to stop before its end: whoever asks may not wait for long.
+            measures = answer == GO_ON and (
+                state.samples >= config.duration_samples
+                or due(config.report.quality_every_samples, before, state.samples)
+            )
+            if saves or shows or measures or due(config.report.every_samples, before, state.samples):
+                scalars: dict[str, float] = meter.take()
                 refuse_divergence(scalars, state)
                 # The mean over the workers, so that every scalar is the same on all of them.
                 elapsed_sec = world.sum(torch.tensor(time.perf_counter() - since, device=world.device)) / world.size
                 speed = {"speed/samples_per_sec": (state.samples - told_at) / float(elapsed_sec)}
+                if monitor and measures:
+                    scalars |= monitor.measure()
                 yield Tick(
                     samples=state.samples,
                     scalars={**scalars, **engine.learning_rates(), **speed},
@@ -149,12 +168,21 @@ def train(
                 return
 
 
-def check(config: RunConfig, data: DataSet, workers: int) -> None:
-    """Refuse what cannot run, before any worker starts.
+def _monitor(objective: Objective, state: State, data: DataSet, config: RunConfig, world: World) -> "Monitor | None":
+    if not config.report.quality_every_samples:
+        return None
+    from shoal.quality.monitor import Monitor  # its libraries take 1.5 s to import
+
+    return Monitor(objective.using(state.ema), config, data, world)
+
+
+def check(config: RunConfig, data: DataSet, workers: int) -> list[str]:
+    """Refuse what cannot run, before any worker starts; return what will run but badly, for the user to read.
 
     Raises:
-        ConfigError: too small or too large a batch, or networks that cannot make such images.
-        DataError: no such split.
+        ConfigError: too small or too large a batch, networks that cannot make such images, or more images to measure
+            than there are.
+        DataError: no such split, or images without the labels that the objective needs.
     """
     if config.batch < workers:
         raise ConfigError(
@@ -163,10 +191,30 @@ def check(config: RunConfig, data: DataSet, workers: int) -> None:
         )
     rows = data.num_rows(config.data.split)
     with torch.device("meta"):  # shapes only: costs no memory
-        build_objective(config, data.shape, data.num_classes)
+        objective = build_objective(config, data.shape, data.num_classes)
     if config.batch > rows:
         raise ConfigError(
             f"batch {config.batch} is more than the {rows} images of split '{config.data.split}'; use batch <= {rows}"
+        )
+    if objective.needs_labels:
+        refuse_unlabelled(data, config.data.split)
+    if config.report.quality_every_samples:
+        num_measured(config, data)
+    return objective.cautions(config.batch)
+
+
+def refuse_unlabelled(data: DataSet, split: str) -> None:
+    """Refuse a split in which some image has no label.
+
+    Raises:
+        DataError: with their number.
+    """
+    labels = data.labels(split)
+    without = data.num_rows(split) if labels is None else int((labels < 0).sum())
+    if without:
+        raise DataError(
+            f"{without:,} of the {data.num_rows(split):,} images of split '{split}' in {data.path} have no label, and"
+            " objective.conditional needs one for each; import them with labels, or set objective.conditional=false"
         )
 
 
@@ -179,13 +227,6 @@ def check_resume(resume: Checkpoint, config: RunConfig, data: DataSet) -> None:
     """
     check_state(resume.stream, data)
     refuse_changes(build_config(resume.config), config)
-
-
-def build_objective(config: RunConfig, shape: tuple[int, int, int], num_classes: int = 0) -> Objective:
-    """Build the configured objective with the weights that its seed gives."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build(config.objective, config.nets, shape, config.data.range, num_classes)
 
 
 def saver(state: State, stream: Stream, data: DataSet, config: RunConfig) -> Callable[[Path], None]:
@@ -211,10 +252,14 @@ def refuse_divergence(scalars: Mapping[str, float], state: State) -> None:
     lost += [
         f"a weight of the {name} is not finite"
         for name, net in state.nets.items()
-        if not bool(torch.stack([weight.isfinite().all() for weight in net.parameters()]).all())
+        if not bool(torch.stack([weight.isfinite().all() for weight in _floats(net)]).all())
     ]
     if lost:
         raise RunError(
             f"{lost[0]} at sample {state.samples}; the run has diverged. Lower optim.lr or set optim.clip;"
             " --resume goes on from the last checkpoint before it"
         )
+
+
+def _floats(net: nn.Module) -> list[torch.Tensor]:
+    return [tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]

@@ -8,13 +8,12 @@ import torch
 from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig
 from shoal.errors import RunError
-from shoal.loop import build_objective
 from shoal.noise import Noise
 from shoal.objectives import Generates, Objective, Reconstructs
 from shoal.pixels import to_float, to_unit
 from shoal.render import inference
 from shoal.run import Run
-from shoal.state import State
+from shoal.state import State, build_objective
 from shoal.world import best_device
 
 

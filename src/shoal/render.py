@@ -12,6 +12,7 @@ from shoal.data import DataSet
 from shoal.noise import Noise
 from shoal.objectives import Generates, Objective, Reconstructs
 from shoal.pixels import to_float, to_uint8
+from shoal.quality.held_out import held_out_split
 from shoal.state import State
 
 Picture = np.ndarray
@@ -65,7 +66,7 @@ class Pictures:
         self._objective = objective.using(state.ema)
         self._range = config.data.range
         self._device = device
-        split = "test" if "test" in data.splits else config.data.split
+        split = held_out_split(config, data)
         self._originals = data.rows(split, 0, min(16, data.num_rows(split))).copy()
         self._noise = Noise(config.seed, -1, 64, slice(0, 64), device)
 

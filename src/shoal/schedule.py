@@ -17,18 +17,25 @@ Shape = Literal["constant", "cosine", "linear"]
 
 
 def learning_rate_factor(
-    samples: int, duration_samples: int, *, shape: Shape, warmup_samples: int, final_factor: float
+    samples: int,
+    duration_samples: int,
+    *,
+    shape: Shape,
+    warmup_samples: int,
+    final_factor: float,
+    decay_share: float = 1.0,
 ) -> float:
     """Return what the base learning rate is multiplied by at a sample, in [0, 1].
 
-    Rises linearly over ``warmup_samples``, then follows ``shape`` from 1 to ``final_factor`` at ``duration_samples``
-    (cosine: Loshchilov & Hutter 2017, eq. 5, without restarts).
+    Rises linearly over ``warmup_samples``, stays, and over the last ``decay_share`` of the duration follows ``shape``
+    from 1 to ``final_factor`` at ``duration_samples`` (cosine: Loshchilov & Hutter 2017, eq. 5, without restarts).
     """
     if samples < warmup_samples:
         return samples / warmup_samples
-    if shape == "constant":
+    start = max(warmup_samples, round(duration_samples * (1 - decay_share)))
+    if shape == "constant" or samples <= start:
         return 1.0
-    progress = min(1.0, (samples - warmup_samples) / max(1, duration_samples - warmup_samples))
+    progress = min(1.0, (samples - start) / max(1, duration_samples - start))
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if shape == "cosine" else 1 - progress
     return final_factor + (1 - final_factor) * falling
 
@@ -56,6 +63,7 @@ class OptimConfig(Strict):
     schedule: Shape = Field("constant", description="of the learning rate, over duration_samples")
     warmup_samples: Count = Field(0, ge=0)
     final_factor: float = Field(0.0, ge=0, le=1, description="the learning rate's last value, as a share of lr")
+    decay_share: float = Field(1.0, gt=0, le=1, description="the last share of the duration, over which it falls")
     phases: dict[str, PhaseOptimConfig] = Field({}, description="overrides, e.g. optim.phases.discriminator.lr")
 
     def factor(self, samples: int, duration_samples: int) -> float:
@@ -66,4 +74,5 @@ class OptimConfig(Strict):
             shape=self.schedule,
             warmup_samples=self.warmup_samples,
             final_factor=self.final_factor,
+            decay_share=self.decay_share,
         )

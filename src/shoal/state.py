@@ -9,12 +9,19 @@ from torch import Tensor, nn
 
 from shoal.config import RunConfig
 from shoal.errors import CheckpointError
-from shoal.objectives import Objective, Phase
+from shoal.objectives import Objective, Phase, build
 from shoal.optim import build_optimizer
 
 EMA_RAMP = 0.05
 """Early on the half-life is this share of the samples seen, so that the average forgets the random start
 (Karras et al. 2020, arXiv:2006.06676, appendix C)."""
+
+
+def build_objective(config: RunConfig, shape: tuple[int, int, int], num_classes: int = 0) -> Objective:
+    """Build the configured objective with the weights that its seed gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build(config.objective, config.nets, shape, config.data.range, num_classes)
 
 
 @dataclass

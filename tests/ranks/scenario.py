@@ -18,13 +18,13 @@ from shoal.data import DataSet, Stream
 from shoal.engine import Engine
 from shoal.errors import DataError, ShoalError
 from shoal.execute import execute
-from shoal.loop import build_objective, train
+from shoal.loop import train
 from shoal.noise import Noise
 from shoal.objectives import Batch, Gan, Scalars, register
 from shoal.objectives.gan import GanConfig
 from shoal.pixels import to_float
 from shoal.run import Run
-from shoal.state import State
+from shoal.state import State, build_objective
 from shoal.world import World, launched_world
 
 BATCH = 20  # over three ranks: 6, 7 and 7

@@ -234,8 +234,11 @@ def announce(request: Request, console: Console, where: str) -> None:
         markup=False,
         emoji=False,
     )
-    for problem in request.passed_over:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False, emoji=False)
+    if request.warm_start is not None:
+        console.print(request.warm_start.summary(), soft_wrap=True, markup=False, emoji=False)
+    warnings = [f"passed over: {problem}" for problem in request.passed_over]
+    for warning in [*warnings, *(f"caution: {text}" for text in request.cautions)]:
+        console.print(warning, style="yellow", soft_wrap=True, markup=False, emoji=False)
 
 
 def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> None:

@@ -98,6 +98,8 @@ class Objective(ABC):
     latent_nets: ClassVar[Mapping[str, int]] = {}
     """The networks that read or write the latent, and how many lie side by side there (mean and variance: 2)."""
     nets: Mapping[str, nn.Module]
+    needs_labels: bool = False
+    """Whether every image it trains on must have a class."""
 
     @abstractmethod
     def __init__(
