@@ -1,3 +1,7 @@
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -21,6 +25,9 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 torch.set_num_threads(1)
+
+DEADLINE_SEC = 300
+"""For a world of ranks to play its scenario."""
 
 CLASSES = ["north-west", "north-east", "south-west", "south-east"]
 
@@ -163,6 +170,41 @@ def measures() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         return {name: value for name, value in row.items() if not name.startswith("speed/")}
 
     return without_speed
+
+
+@pytest.fixture(scope="session")
+def launch_world() -> Callable[[int, Path, Path, Path], None]:
+    """Return ``launch(size, script, data, out)``: run a script on so many ranks, as torchrun would, to its end."""
+
+    def launch(size: int, script: Path, data: Path, out: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = os.environ | {
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(data), str(out)],
+                env=common | {"RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        try:
+            said = [process.communicate(timeout=DEADLINE_SEC)[0] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        assert [process.returncode for process in ranks] == [0] * size, "\n".join(said)
+
+    return launch
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from shoal.config import (
 )
 from shoal.errors import ConfigError
 from shoal.objectives import build
+from shoal.objectives.gan import GanConfig
 from shoal.strict import dotted_keys
 
 Tiny = Callable[..., RunConfig]
@@ -66,9 +67,12 @@ def test_unknown_preset_names_its_nearest_neighbour_and_all_there_are() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objective.name=gann", r"unknown objective.name=gann \(did you mean 'gan'\?\); known: autoencoder, gan"),
+        (
+            "objective.name=gann",
+            r"unknown objective.name=gann \(did you mean 'gan'\?\); known: autoencoder, denoising_autoencoder, gan, vae",
+        ),
         ("nets.name=cnv", r"unknown nets.name=cnv \(did you mean 'conv'\?\); known: conv, mlp"),
-        ("objective=gan", r"objective.name is missing; set objective.name to one of autoencoder, gan"),
+        ("objective=gan", r"objective.name is missing; set objective.name to one of autoencoder, denoising_"),
         ("nets=[]", r"nets.name is missing; set nets.name to one of conv, mlp"),
         ("batch=0", r"batch=0: should be greater than 0"),
         ("batch=-1", r"batch=-1: should be greater than 0"),
@@ -201,7 +205,7 @@ def test_merging_keeps_what_is_not_named_and_takes_what_is(base: dict[str, Any],
 
 def test_another_objective_starts_its_section_afresh() -> None:
     config = read_config("seed-autoencoder", ["objective.name=gan", "nets.name=conv"])
-    assert config.objective.model_dump() == {"name": "gan", "loss": "non_saturating"}
+    assert config.objective == GanConfig()
     assert "hidden" not in config.nets.model_fields_set
     assert config.optim == read_config("seed-autoencoder").optim
 
@@ -214,7 +218,7 @@ def test_naming_the_same_objective_changes_nothing() -> None:
 def test_no_override_is_lost_when_the_name_comes_after_it() -> None:
     there = read_config("seed-autoencoder", ["objective.name=gan", "objective.loss=minimax"])
     back = read_config("seed-autoencoder", ["objective.loss=minimax", "objective.name=gan"])
-    assert there.objective.model_dump() == {"name": "gan", "loss": "minimax"}
+    assert there.objective == GanConfig(loss="minimax")
     assert back == there
 
 
@@ -234,13 +238,17 @@ def test_presets_come_back_equal_from_their_own_yaml(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", sorted(presets()))
 def test_presets_make_networks_for_fashion_mnist(name: str) -> None:
     config = read_config(name)
-    objective = build(config.objective, config.nets, (1, 28, 28), config.data.range)
-    assert {net for phase in objective.phases for net in phase.trains} == set(objective.nets)
+    objective = build(config.objective, config.nets, (1, 28, 28), config.data.range, num_classes=10)
+    trained = {net for phase in objective.phases for net in phase.trains}
+    assert {name for name, net in objective.nets.items() if list(net.parameters())} == trained
     assert set(objective.inference) <= set(objective.nets)
+    assert objective.latent_axes()
 
 
-def test_there_are_the_four_presets_of_the_manual() -> None:
-    assert {"autoencoder", "dcgan", "seed-autoencoder", "seed-gan"} <= set(presets())
+def test_there_are_the_presets_of_the_manual() -> None:
+    autoencoders = {"autoencoder", "seed-autoencoder", "denoising-autoencoder", "vae", "beta-vae", "vq-vae", "wae"}
+    gans = {"seed-gan", "dcgan", "wgan-gp", "sngan", "r3gan", "cgan", "dcgan-64"}
+    assert set(presets()) == autoencoders | gans
 
 
 def test_seed_presets_have_the_widths_of_the_article() -> None:

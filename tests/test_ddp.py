@@ -1,10 +1,6 @@
 """Real gloo worlds of one, two and three ranks: same samples, same noise, same gradients, and bit-equal resumes."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +17,6 @@ from shoal.run import Run
 
 SCENARIO = Path(__file__).parent / "ranks" / "scenario.py"
 WORLDS = (1, 2, 3)
-DEADLINE_SEC = 240
 
 
 @dataclass(frozen=True)
@@ -51,45 +46,24 @@ def grey_28(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def play(grey_28: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Played]:
+def play(
+    grey_28: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    launch_world: Callable[[int, Path, Path, Path], None],
+) -> Callable[[int], Played]:
     """Run the scenario at a world size, once."""
     known: dict[int, Played] = {}
 
     def run(size: int) -> Played:
         if size not in known:
-            known[size] = launch(size, grey_28, tmp_path_factory.mktemp(f"world{size}"))
+            known[size] = launch(size, grey_28, tmp_path_factory.mktemp(f"world{size}"), launch_world)
         return known[size]
 
     return run
 
 
-def launch(size: int, data: Path, out: Path) -> Played:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCENARIO), str(data), str(out)],
-            env=common | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        said = [process.communicate(timeout=DEADLINE_SEC)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0] * size, "\n".join(said)
+def launch(size: int, data: Path, out: Path, launch_world: Callable[[int, Path, Path, Path], None]) -> Played:
+    launch_world(size, SCENARIO, data, out)
     return Played(
         out,
         [load_file(out / f"rank{rank}.safetensors") for rank in range(size)],

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from shoal.config import read_config
 from shoal.errors import ConfigError
-from shoal.nets import NETS, ConvConfig, MlpConfig, NetConfig, parse_net
-from shoal.nets.conv import Norm
+from shoal.nets import NETS, ConvConfig, MlpConfig, NetConfig, ResnetConfig, parse_net
 from shoal.nets.family import ACTIVATIONS, Activation, ImageShape
+from shoal.nets.norms import Norm
 
 SHAPES: list[ImageShape] = [(channels, size, size) for size in (28, 32, 64, 128) for channels in (1, 3)]
 
@@ -25,6 +26,118 @@ def check_both_ways(nets: NetConfig, shape: ImageShape, num: int = 2) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_conv_reads_and_writes_every_size_it_names(shape: ImageShape, norm: Norm) -> None:
     check_both_ways(ConvConfig(width=4, latent=3, norm=norm), shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_conv_may_repeat_pixels_instead_of_transposing(shape: ImageShape) -> None:
+    nets = ConvConfig(width=4, latent=3, upsampling="nearest")
+    check_both_ways(nets, shape)
+    assert not any(isinstance(layer, nn.ConvTranspose2d) for layer in nets.decoder(shape, 3).modules())
+
+
+# What runs of earlier versions saved: these names and shapes may not change.
+SAVED: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "autoencoder": (
+        {
+            "0.weight": (32, 1, 4, 4),
+            "0.bias": (32,),
+            "2.weight": (64, 32, 4, 4),
+            "2.bias": (64,),
+            "6.weight": (256, 3136),
+            "6.bias": (256,),
+            "8.weight": (32, 256),
+            "8.bias": (32,),
+        },
+        {
+            "0.weight": (256, 32),
+            "0.bias": (256,),
+            "2.weight": (3136, 256),
+            "2.bias": (3136,),
+            "6.weight": (64, 32, 4, 4),
+            "6.bias": (32,),
+            "9.weight": (32, 1, 4, 4),
+            "9.bias": (1,),
+        },
+    ),
+    "dcgan": (
+        {
+            "0.weight": (32, 1, 4, 4),
+            "0.bias": (32,),
+            "2.weight": (64, 32, 4, 4),
+            "2.bias": (64,),
+            "3.weight": (64,),
+            "3.bias": (64,),
+            "3.running_mean": (64,),
+            "3.running_var": (64,),
+            "3.num_batches_tracked": (),
+            "6.weight": (1, 3136),
+            "6.bias": (1,),
+        },
+        {
+            "0.weight": (3136, 100),
+            "0.bias": (3136,),
+            "2.weight": (64,),
+            "2.bias": (64,),
+            "2.running_mean": (64,),
+            "2.running_var": (64,),
+            "2.num_batches_tracked": (),
+            "4.weight": (64, 32, 4, 4),
+            "4.bias": (32,),
+            "5.weight": (32,),
+            "5.bias": (32,),
+            "5.running_mean": (32,),
+            "5.running_var": (32,),
+            "5.num_batches_tracked": (),
+            "7.weight": (32, 1, 4, 4),
+            "7.bias": (1,),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", sorted(SAVED))
+def test_checkpoints_of_earlier_runs_still_fit(preset: str) -> None:
+    nets = read_config(preset).nets
+    reads = nets.discriminator((1, 28, 28)) if preset == "dcgan" else nets.encoder((1, 28, 28), nets.latent)
+    for net, saved in zip((reads, nets.decoder((1, 28, 28), nets.latent)), SAVED[preset], strict=True):
+        assert [(name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()] == list(saved.items())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "width", "expected"),
+    [
+        ((512, 256), None, [512, 256]),
+        ((512, 256), 512, [512, 256]),
+        ((512, 256), 1024, [1024, 512]),
+        ((512, 256), 100, [100, 50]),
+        ((64, 512, 3), 64, [8, 64, 1]),
+        ((7,), 1, [1]),
+    ],
+)
+def test_one_number_scales_all_hidden_layers(hidden: tuple[int, ...], width: int | None, expected: list[int]) -> None:
+    nets = MlpConfig(hidden=hidden, width=width, latent=2)
+    check_both_ways(nets, (1, 4, 4))
+    encoder = [layer.out_features for layer in nets.encoder((1, 4, 4), 2) if isinstance(layer, nn.Linear)]
+    decoder = [layer.in_features for layer in nets.decoder((1, 4, 4), 2) if isinstance(layer, nn.Linear)]
+    assert encoder == [*expected, 2]
+    assert decoder == [2, *reversed(expected)]
+
+
+def test_a_width_without_hidden_layers_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"nets: width=8 scales the hidden layers and hidden=\[\] has none; set hidden"
+    ):
+        parse_net({"name": "mlp", "hidden": [], "width": 8})
+
+
+@pytest.mark.parametrize("kind", [ConvConfig, ResnetConfig])
+def test_what_reads_images_may_have_another_norm_than_what_writes_them(kind: type[ConvConfig | ResnetConfig]) -> None:
+    nets = kind(width=4, latent=3, norm="batch", encoder_norm="none")
+    shape = (1, 28, 28)
+    for reads in (nets.encoder(shape, 3), nets.discriminator(shape, 2), nets.map_encoder(shape, 3)):
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in reads.modules())
+    for writes in (nets.decoder(shape, 3), nets.decoder(shape, 3, 2), nets.map_decoder(shape, 3)):
+        assert any(isinstance(layer, nn.BatchNorm2d) for layer in writes.modules())
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 30, 30), (2, 5, 7), (4, 1, 1)], ids=str)
@@ -101,14 +214,18 @@ def test_a_discriminator_without_batch_statistics_judges_each_image_alone() -> N
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 30, 30), (3, 28, 32), (1, 1, 2), (4, 32, 32), (2, 64, 64), (1, 256, 256)], ids=str
+    "shape", [(1, 30, 30), (3, 28, 32), (1, 1, 2), (4, 32, 32), (2, 64, 64), (1, 256, 256), (1, 7, 7)], ids=str
 )
-def test_conv_refuses_other_images_and_names_the_sizes_it_makes(shape: ImageShape) -> None:
-    for build in (ConvConfig().encoder, ConvConfig().decoder):
+@pytest.mark.parametrize("kind", [ConvConfig, ResnetConfig])
+def test_other_images_are_refused_with_the_sizes_that_it_makes(
+    kind: type[ConvConfig | ResnetConfig], shape: ImageShape
+) -> None:
+    nets = kind()
+    for build in (nets.encoder, nets.decoder, nets.discriminator, nets.map_encoder, nets.map_decoder):
         with pytest.raises(ConfigError) as caught:
             build(shape, 3)
         said = str(caught.value)
-        assert f"cannot make images of {'x'.join(map(str, shape))};" in said
+        assert f"nets.name={nets.name} cannot make images of {'x'.join(map(str, shape))};" in said
         assert "squares of 28, 32, 64, 128 pixels with 1 or 3 channels" in said
         assert "nets.name=mlp" in said
 
@@ -116,7 +233,7 @@ def test_conv_refuses_other_images_and_names_the_sizes_it_makes(shape: ImageShap
 def test_a_section_is_read_by_the_family_that_it_names() -> None:
     for name, kind in NETS.items():
         assert type(parse_net({"name": name, "latent": 7})) is kind
-    with pytest.raises(ConfigError, match=r"unknown key nets.width"):
-        parse_net({"name": "mlp", "width": 3})
-    with pytest.raises(ConfigError, match=r"nets.name is missing; set nets.name to one of conv, mlp"):
+    with pytest.raises(ConfigError, match=r"unknown key nets.norm"):
+        parse_net({"name": "mlp", "norm": "group"})
+    with pytest.raises(ConfigError, match=r"nets.name is missing; set nets.name to one of conv, mlp, resnet"):
         parse_net(None)

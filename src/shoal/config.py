@@ -143,7 +143,7 @@ def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
     """Return the dotted keys whose values differ."""
-    before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
+    before, after = (flat(config.model_dump(mode="json")) for config in (old, new))
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
@@ -208,9 +208,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Return nested mappings as one of dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        dotted = f"{at}.{key}" if at else key
-        flat |= _flat(value, dotted) if isinstance(value, Mapping) else {dotted: value}
-    return flat
+        dotted = f"{at}.{key}" if at else str(key)
+        found |= flat(value, dotted) if isinstance(value, Mapping) else {dotted: value}
+    return found

@@ -1,6 +1,7 @@
 """One optimisation step: every phase that is due, each trained network behind DDP."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,13 +69,15 @@ class Engine:
         """Run every phase once without a step, and leave no trace of it.
 
         DDP lays out its buckets anew after the first backward pass, which at three and more ranks changes the order of
-        summation. Done before the first step of a fresh run and of a resumed one alike, it cannot tell them apart.
+        summation. Done before the first step of a fresh run and of a resumed one alike, it cannot tell them apart. As
+        batch 0 for both: a penalty that comes every few batches would change the order in which gradients arrive.
         """
         if self._world.size == 1:
             return
         buffers = {name: [buffer.clone() for buffer in net.buffers()] for name, net in self._nets.items()}
+        first = replace(batch, index=0)
         for phase in self._state.phases:
-            self._descend(phase, batch, noise)
+            self._descend(phase, first, noise)
             self._state.optimizers[phase.name].zero_grad()
         with torch.no_grad():
             for name, net in self._nets.items():

@@ -27,6 +27,7 @@ class Model:
         shape: of its images: channels, height, width.
         samples: images it has seen.
         device: where it computes.
+        num_classes: of the data set that it was trained on; 0 without labels.
     """
 
     objective: Objective
@@ -34,9 +35,12 @@ class Model:
     shape: tuple[int, int, int]
     samples: int
     device: torch.device
+    num_classes: int = 0
 
-    def sample(self, num: int, seed: int = 0) -> torch.Tensor:
+    def sample(self, num: int, seed: int = 0, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Return ``num`` generated images, float [num, C, H, W] in [0, 1], on the CPU.
+
+        ``labels``, int64 [num], says of which classes, where the model knows any; without, it takes each in turn.
 
         Raises:
             RunError: the objective does not generate.
@@ -45,7 +49,8 @@ class Model:
         if not isinstance(objective, Generates):
             raise RunError(f"objective '{self.config.objective.name}' generates no images; try `shoal reconstruct`")
         with inference(objective.nets):
-            images = objective.sample(num, Noise(seed, -1, num, slice(0, num), self.device))
+            noise = Noise(seed, -1, num, slice(0, num), self.device)
+            images = objective.sample(num, noise, None if labels is None else labels.to(self.device))
         return to_unit(images, self.config.data.range).cpu()
 
     def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -80,4 +85,4 @@ def restore(config: RunConfig, found: Checkpoint, device: torch.device) -> Model
     objective = build_objective(config, found.shape, found.num_classes).to(device)
     state = State.fresh(objective, config)
     state.load_tensors(found.tensors())
-    return Model(objective.using(state.ema), config, found.shape, found.samples, device)
+    return Model(objective.using(state.ema), config, found.shape, found.samples, device, found.num_classes)

@@ -42,6 +42,11 @@ def above(originals: np.ndarray | Tensor, reconstructions: np.ndarray | Tensor, 
     return grid(np.concatenate(padded), columns)
 
 
+def sample_columns(objective: Objective, num_classes: int, otherwise: int = 8) -> int:
+    """Return how many samples go side by side: one of each class, where the model tells them apart."""
+    return num_classes if objective.needs_labels and 2 <= num_classes <= 16 else otherwise
+
+
 @contextmanager
 def inference(nets: Mapping[str, nn.Module]) -> Iterator[None]:
     """Run without gradients and with the statistics of evaluation; training mode comes back after."""
@@ -68,14 +73,17 @@ class Pictures:
         self._device = device
         split = held_out_split(config, data)
         self._originals = data.rows(split, 0, min(16, data.num_rows(split))).copy()
-        self._noise = Noise(config.seed, -1, 64, slice(0, 64), device)
+        self._columns = sample_columns(objective, data.num_classes)
+        num = 8 * self._columns
+        self._noise, self._num = Noise(config.seed, -1, num, slice(0, num), device), num
 
     def draw(self) -> dict[str, Picture]:
         """Return the pictures that the objective can make: ``images/samples``, ``images/reconstructions``."""
         objective, drawn = self._objective, {}
         with inference(objective.nets):
             if isinstance(objective, Generates):
-                drawn["images/samples"] = grid(to_uint8(objective.sample(64, self._noise), self._range).cpu(), 8)
+                samples = to_uint8(objective.sample(self._num, self._noise), self._range).cpu()
+                drawn["images/samples"] = grid(samples, self._columns)
             if isinstance(objective, Reconstructs):
                 x = to_float(torch.from_numpy(self._originals).to(self._device), self._range)
                 again = to_uint8(objective.decode(objective.encode(x)), self._range).cpu()

@@ -25,6 +25,7 @@ from shoal.files import atomic_directory, write_text
 from shoal.objectives import load_plugin
 
 CONFIG, ENVIRONMENT, PLUGIN, METRICS = "config.yaml", "environment.json", "plugin.py", "metrics.jsonl"
+EVALUATION = "eval.json"
 LOCK = ".lock"
 FAILURES = "failures.jsonl"
 """A row for every time that workers were lost and the group was started again."""

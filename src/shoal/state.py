@@ -64,7 +64,9 @@ class State:
         keep = 0.5 ** (batch / half_life)
         for name, average in self.ema.items():
             net = self.nets[name]
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - keep)
+            weights: list[Tensor] = list(net.parameters())
+            if weights:  # a codebook has buffers only
+                torch._foreach_lerp_(list(average.parameters()), weights, 1 - keep)
             for old, new in zip(average.buffers(), net.buffers(), strict=True):
                 old.copy_(new)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shoal.errors import ShoalError
 from shoal.files import CANNOT_WRITE
-from shoal_ray.cli import data, results, tools, train
+from shoal_ray.cli import compare, data, evaluate, extractor, results, runs, tools, train
 
 app = typer.Typer(
     name="shoal",
@@ -21,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
-for register in (train.register, results.register, tools.register):
+app.add_typer(extractor.app, name="extractor")
+for register in (train.register, evaluate.register, results.register, runs.register, compare.register, tools.register):
     register(app)
 
 USER_ERROR = 2

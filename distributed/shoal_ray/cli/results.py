@@ -1,8 +1,6 @@
-"""What a run has learned: ``shoal eval``, ``sample`` and ``reconstruct``."""
+"""What a run has learned, to look at: ``shoal sample`` and ``reconstruct``."""
 
-import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +8,9 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from rich.text import Text
 
 from shoal.data import DataSet
 from shoal.errors import DataError, RunError
-from shoal.files import write_text
 from shoal.model import Model, load_model
 from shoal.pixels import to_uint8
 from shoal.recorder import save_png
@@ -28,44 +22,11 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 DataDir = Annotated[Path | None, typer.Option(help="Data set directory. (default: what the run was trained on)")]
 Split = Annotated[str, typer.Option(help="Which part of the data set.")]
 
-EVALUATION = "eval.json"
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("eval")(measure)
     app.command()(sample)
     app.command()(reconstruct)
-
-
-def measure(
-    run: RunDir,
-    data: DataDir = None,
-    split: Split = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print eval.json instead of a table.")] = False,
-) -> None:
-    """Measure a run on a whole split, and write RUN/eval.json."""
-    from shoal.quality.reconstruction import evaluate  # torchmetrics takes 1.5 s to import; other commands do without
-
-    run = expanded(run)
-    console, errors = Console(highlight=False), Console(stderr=True)
-    model, dataset = open_model(run, errors), open_data(run, data)
-    refuse_other_shape(model, dataset)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task(f"evaluating {split}", total=dataset.num_rows(split))
-        result = evaluate(model, dataset, split, lambda samples: progress.advance(task, samples))
-    text = json.dumps(asdict(result), indent=1)
-    if as_json:
-        print(text)
-    else:
-        title = f"{run.name} after {model.samples:,} samples, on {result.num_samples:,} of {split}"
-        table = Table(title=Text(title, style="table.title"))
-        table.add_column("measure")
-        table.add_column("value", justify="right")
-        for name, value in result.metrics.items():
-            table.add_row(Text(name), f"{value:.5f}")
-        console.print(table)
-    write_text(run / EVALUATION, text + "\n")  # last: somebody else's run can be measured where it cannot be written
 
 
 def sample(
@@ -102,10 +63,10 @@ def reconstruct(
     write_picture(above(originals, again, columns=min(num, 16)), out)
 
 
-def open_model(run: Path, console: Console) -> Model:
-    """Load a run's model; say which checkpoints had to be passed over."""
+def open_model(run: Path, console: Console, device: torch.device | None = None) -> Model:
+    """Load a run's model, onto the best device if none is given; say which checkpoints had to be passed over."""
     passed_over: list[str] = []
-    model = load_model(run, passed_over=passed_over)
+    model = load_model(run, device, passed_over)
     for problem in passed_over:
         console.print(f"passed over: {problem}", style="yellow", soft_wrap=True, markup=False, emoji=False)
     return model

@@ -253,8 +253,5 @@ def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> N
     table.add_row("run", escape(str(run.path)))
     console.print(table)
     at = shlex.quote(str(run.path))
-    if outcome.stopped:
-        again = f"shoal train --resume --out {at}"
-    else:
-        again = f"shoal {'eval' if 'loss/reconstruction' in last_row(run.path) else 'sample'} {at}"
+    again = f"shoal train --resume --out {at}" if outcome.stopped else f"shoal eval {at}"
     console.print(f"next: {again}   or look: shoal board {at}", soft_wrap=True, markup=False, emoji=False)

@@ -5,11 +5,13 @@ from pydantic import SerializeAsAny
 from shoal.nets.conv import ConvConfig
 from shoal.nets.family import NetConfig
 from shoal.nets.mlp import MlpConfig
+from shoal.nets.resnet import ResnetConfig
 from shoal.registry import choose
 
 NETS: dict[str, type[NetConfig]] = {
     "conv": ConvConfig,
     "mlp": MlpConfig,
+    "resnet": ResnetConfig,
 }
 
 AnyNetConfig = SerializeAsAny[NetConfig]
@@ -20,4 +22,4 @@ def parse_net(values: object) -> NetConfig:
     return choose(NETS, values, at="nets")
 
 
-__all__ = ["NETS", "AnyNetConfig", "ConvConfig", "MlpConfig", "NetConfig", "parse_net"]
+__all__ = ["NETS", "AnyNetConfig", "ConvConfig", "MlpConfig", "NetConfig", "ResnetConfig", "parse_net"]

@@ -1,14 +1,19 @@
 """What a family of networks offers an objective."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from pydantic import PositiveInt
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt
+from torch import nn
 
 from shoal.errors import ConfigError
+from shoal.nets.network import Network, TakesLabels
+from shoal.nets.projection import project_onto_classes
+from shoal.nets.spectral import normalised
 from shoal.strict import Strict
+
+__all__ = ["ACTIVATIONS", "Activation", "ImageShape", "NetConfig", "Network", "TakesLabels"]
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
@@ -23,38 +28,17 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class TakesLabels(nn.Module):
-    """A layer whose ``forward(x, labels)`` depends on the class, e.g. a conditional norm."""
-
-
-class Network(nn.Sequential):
-    """Layers one after another; those that take labels are given them.
-
-    Attributes:
-        latent_axes: for each tensor of ``state_dict`` that a larger latent makes larger, the axis along which it does.
-            It is what lets a search change the latent size of a trained network.
-    """
-
-    def __init__(self, layers: Iterable[nn.Module], latent_axes: Mapping[str, int]) -> None:
-        super().__init__(*layers)
-        self.latent_axes = dict(latent_axes)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Apply the layers to ``x`` [N, …]; ``labels`` is int64 [N] for a network built for classes."""
-        for layer in self:
-            x = layer(x, labels) if isinstance(layer, TakesLabels) else layer(x)
-        return x
-
-
 class NetConfig(Strict):
     """Settings that every family has, and the networks that it can build.
 
-    Every network is a ``Network`` that declares which axis of which tensor is the latent.
+    Every network is a ``Network`` that declares which axis of which tensor is the latent. What a family builds to read
+    images goes through ``reading``.
     """
 
     name: str
     latent: PositiveInt = 32
     activation: Activation = "relu"
+    spectral_norm: bool = Field(False, description="on the weights of what reads images, not of what writes them")
 
     @abstractmethod
     def encoder(self, shape: ImageShape, features: int) -> Network:
@@ -73,6 +57,18 @@ class NetConfig(Strict):
         Raises:
             ConfigError: this family cannot write such images; names the sizes that it can.
         """
+
+    def discriminator(self, shape: ImageShape, num_classes: int = 0) -> Network:
+        """Build a network from images [N, C, H, W] to scores [N, 1]: ``encoder(shape, 1)``.
+
+        With ``num_classes`` it is a projection discriminator (Miyato & Koyama 2018, arXiv:1802.05637), whose forward
+        takes labels, int64 [N], too.
+
+        Raises:
+            ConfigError: this family cannot read such images; names the sizes that it can.
+        """
+        net = self.encoder(shape, 1)
+        return project_onto_classes(net, num_classes, spectral_norm=self.spectral_norm) if num_classes else net
 
     def map_encoder(self, shape: ImageShape, features: int) -> Network:
         """Build a network from images [N, C, H, W] to a map of codes [N, features, h, w], smaller than the image.
@@ -93,3 +89,9 @@ class NetConfig(Strict):
     def activate(self) -> nn.Module:
         """Build one activation."""
         return ACTIVATIONS[self.activation]()
+
+    def reading(self, layers: Sequence[nn.Module]) -> Network:
+        """Join layers, initialised, that read images; the last gives the features. Adds the spectral norm asked for."""
+        last = len(layers) - 1
+        net = Network(layers, {f"{last}.weight": 0, f"{last}.bias": 0})
+        return normalised(net) if self.spectral_norm else net

@@ -26,13 +26,21 @@ from shoal.objectives.base import (
     Reconstructs,
     Scalars,
 )
+from shoal.objectives.denoising import DenoisingAutoencoder
 from shoal.objectives.gan import Gan
+from shoal.objectives.vae import Vae
+from shoal.objectives.vq_vae import VqVae
+from shoal.objectives.wae import Wae
 from shoal.pixels import PixelRange
 from shoal.registry import choose
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "autoencoder": Autoencoder,
+    "denoising_autoencoder": DenoisingAutoencoder,
     "gan": Gan,
+    "vae": Vae,
+    "vq_vae": VqVae,
+    "wae": Wae,
 }
 
 AnyObjectiveConfig = SerializeAsAny[ObjectiveConfig]
@@ -116,6 +124,7 @@ __all__ = [
     "AnyObjectiveConfig",
     "Autoencoder",
     "Batch",
+    "DenoisingAutoencoder",
     "Gan",
     "Generates",
     "HasCodebook",
@@ -126,6 +135,9 @@ __all__ = [
     "Phase",
     "Reconstructs",
     "Scalars",
+    "Vae",
+    "VqVae",
+    "Wae",
     "build",
     "load_plugin",
     "parse_objective",

@@ -23,7 +23,7 @@ class AutoencoderConfig(ObjectiveConfig):
 class Autoencoder(Objective):
     """Minimise the squared error between an image and its reconstruction."""
 
-    Config = AutoencoderConfig
+    Config: ClassVar[type[ObjectiveConfig]] = AutoencoderConfig
     phases = (Phase(name="reconstruction", trains=("encoder", "decoder")),)
     inference = ("encoder", "decoder")
     latent_nets: ClassVar = {"encoder": 1, "decoder": 1}
