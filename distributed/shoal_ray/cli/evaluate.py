@@ -17,8 +17,9 @@ from shoal.files import write_text
 from shoal.model import Model
 from shoal.objectives import Generates
 from shoal.quality.evaluate import Evaluation, evaluate
-from shoal.quality.extractor import Extractor, default_extractor, named_extractor
+from shoal.quality.extractor import Extractor
 from shoal.quality.inception import inception_extractor
+from shoal.quality.store import default_extractor, named_extractor
 from shoal.run import EVALUATION
 from shoal.world import World, launched_world
 from shoal_ray.cli.paths import expanded

@@ -13,9 +13,11 @@ from rich.text import Text
 from shoal.data import DataSet
 from shoal.errors import ConfigError, did_you_mean
 from shoal.quality.classifier import train_extractor
-from shoal.quality.extractor import KINDS, ExtractorFacts, keep, kept
+from shoal.quality.extractor import KINDS, ExtractorFacts
+from shoal.quality.store import keep, kept
 from shoal_ray.cli.paths import expanded
 from shoal_ray.cli.progress import images_progress
+from shoal_ray.cli.tables import print_table
 
 app = typer.Typer(help="Make and list the networks that measure generated images.", no_args_is_help=True)
 
@@ -69,7 +71,7 @@ def list_command(
             f"{facts.num_images:,} images",
             "yes" if fits else "no: other data",
         )
-    Console(highlight=False).print(table)
+    print_table(Console(highlight=False), table)
 
 
 def summary(facts: ExtractorFacts) -> str:

@@ -28,7 +28,9 @@ class GanConfig(ObjectiveConfig):
     r1: NonNegativeFloat = Field(0.0, description="gamma of the gradient penalty on real images. 0: none")
     r2: NonNegativeFloat = Field(0.0, description="gamma of the gradient penalty on generated images. 0: none")
     gradient_penalty: NonNegativeFloat = Field(0.0, description="weight of WGAN-GP's, between them; 10 there. 0: none")
-    penalty_every: PositiveInt = Field(1, description="batches from one penalty to the next, so much heavier")
+    penalty_every: PositiveInt = Field(
+        1, description="batches from one penalty to the next, which weighs as many times more"
+    )
     critic_steps: PositiveInt = Field(1, description="batches of the discriminator to one of the generator")
     augment: tuple[AugmentationName, ...] = Field((), description="changes of all images that the discriminator sees")
     conditional: bool = Field(False, description="whether both networks are told the class of an image")
@@ -147,7 +149,7 @@ class Gan(Objective):
         return loss.mean(), {"loss/generator": loss}
 
     def _generate(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return squash(self.nets["generator"](z, self._known(labels)), self._range)
+        return squash(self.nets["generator"](z, labels), self._range)
 
     def _shown(self, images: Tensor, noise: Noise, purpose: str) -> Tensor:
         """Return the images as the discriminator sees them."""
@@ -155,12 +157,8 @@ class Gan(Objective):
 
     def _score(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Return raw scores [n]."""
-        scores: Tensor = self.nets["discriminator"](images, self._known(labels))
+        scores: Tensor = self.nets["discriminator"](images, labels)
         return scores.squeeze(1)
-
-    def _known(self, labels: Tensor | None) -> Tensor | None:
-        """Return what the networks are told of the classes: nothing unless the GAN is conditional."""
-        return labels if self._num_classes else None
 
     def _told(self, real: Tensor, fake: Tensor) -> Mapping[str, Tensor]:
         if self._loss.probability:

@@ -1,0 +1,76 @@
+"""A small evaluation while a run trains, cheap enough to be repeated, that leaves no trace in the training."""
+
+from shoal.config import RunConfig
+from shoal.data import DataSet
+from shoal.model import Model
+from shoal.objectives import Generates, HasCodebook, HasLikelihood, Objective, Reconstructs
+from shoal.quality.codes import code_measures
+from shoal.quality.extractor import Extractor
+from shoal.quality.generation import Described, agreed, describe_generated, describe_real, distances
+from shoal.quality.held_out import held_out_split, num_measured
+from shoal.quality.images import Sample, Workshare
+from shoal.quality.likelihood import active_units, lower_bounds
+from shoal.quality.reconstruction import reconstruction_errors
+from shoal.quality.store import default_extractor
+from shoal.world import World
+
+
+class Monitor:
+    """Measures the same held-out images at every look, with the same noise.
+
+    It draws from no generator but its own and puts the networks back into the mode that it found them in: the training
+    is the same bit for bit with and without it.
+
+    Args:
+        objective: seen on the weights to measure: the averaged ones, where an average is kept.
+        config: of the run.
+        data: the data set.
+        world: the workers that train together.
+        num: images; None: as many as ``held_out.num_measured`` says.
+
+    Raises:
+        ConfigError: more images than the held-out split has.
+        DataError: a damaged extractor.
+    """
+
+    def __init__(
+        self, objective: Objective, config: RunConfig, data: DataSet, world: World, num: int | None = None
+    ) -> None:
+        # No collective here: who makes a monitor may fail on one worker alone.
+        self._model = Model(objective, config, data.shape, 0, world.device, data.num_classes)
+        self._sample = Sample.of(data, held_out_split(config, data), num or num_measured(config, data))
+        self._share = Workshare(world, data.shape)
+        self._extractor = default_extractor(data) if self._generates else None
+        self._real: Described | None = None
+
+    @property
+    def _generates(self) -> bool:
+        """Whether there is something to compare: a distance needs two images."""
+        return isinstance(self._model.objective, Generates) and len(self._sample) > 1
+
+    def measure(self) -> dict[str, float]:
+        """Return the measures by name, the same on every worker; every worker calls this at the same sample.
+
+        Raises:
+            ShoalError: that of any worker, on all.
+        """
+        objective, model, sample, share = self._model.objective, self._model, self._sample, self._share
+        found: dict[str, float] = {}
+        if isinstance(objective, Reconstructs):
+            errors = reconstruction_errors(model, sample, share, ssim=False)
+            found |= {name: values.mean().item() for name, values in errors.items()}
+        if isinstance(objective, HasLikelihood):
+            bounds, means = lower_bounds(model, sample, share)
+            found |= {name: values.mean().item() for name, values in bounds.items()}
+            found["quality/active_units"] = active_units(means).value
+        if isinstance(objective, HasCodebook):
+            found |= {name: measure.value for name, measure in code_measures(model, sample, share).items()}
+        if self._extractor is not None:
+            found |= self._distances(self._extractor)
+        return found
+
+    def _distances(self, extractor: Extractor) -> dict[str, float]:
+        if self._real is None:
+            extractor = self._extractor = agreed(extractor, self._model, self._share.world)
+            self._real = describe_real(self._model, extractor, self._sample, self._share)
+        return distances(self._real, describe_generated(self._model, extractor, self._sample, self._share), extractor)
