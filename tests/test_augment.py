@@ -186,6 +186,13 @@ def test_the_workers_slices_join_to_the_whole(world: int) -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_transformation_has_draws_of_its_own_below_the_purpose(name: AugmentationName) -> None:
+    images, chosen = pictures(10, (3, 16, 16), 0), AUGMENTATIONS[name]
+    expected = chosen.apply(images, noise_of(0, 1).uniform(f"augment/real/{name}", chosen.uniforms), "unit")
+    assert torch.equal(augment(images, (name,), noise_of(0, 1), "augment/real", "unit"), expected)
+
+
 def test_they_are_applied_in_their_order() -> None:
     images, noise = pictures(10, (3, 16, 16), 0), noise_of(0, 1)
     expected: Any = images

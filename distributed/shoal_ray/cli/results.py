@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 
 from shoal.data import DataSet
-from shoal.errors import DataError, RunError
+from shoal.errors import DataError, RunError, did_you_mean
 from shoal.model import Model, load_model
 from shoal.pixels import to_uint8
 from shoal.recorder import save_png
-from shoal.render import above, grid
+from shoal.render import above, grid, sample_columns
 from shoal.run import Run
 from shoal_ray.cli.paths import expanded
 
@@ -33,13 +33,41 @@ def sample(
     run: RunDir,
     num: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    label: Annotated[
+        str | None, typer.Option(help="Class name or number, of a conditional GAN. (default: a column for each)")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="PNG file. (default: RUN/samples.png)")] = None,
 ) -> None:
     """Generate images and lay them out in one PNG."""
     run = expanded(run)
     out = picture_path(out, run / "samples.png")
-    images = to_uint8(open_model(run, Console(stderr=True)).sample(num, seed), "unit")
-    write_picture(grid(images, columns=columns_for(num)), out)
+    model = open_model(run, Console(stderr=True))
+    labels = None if label is None else torch.full((num,), class_number(run, model, label))
+    columns = (
+        columns_for(num) if labels is not None else sample_columns(model.objective, model.num_classes, columns_for(num))
+    )
+    images = to_uint8(model.sample(num, seed, labels), "unit")
+    write_picture(grid(images, columns), out)
+
+
+def class_number(run: Path, model: Model, label: str) -> int:
+    """Return the number of a class that is given by name or number.
+
+    Raises:
+        RunError: the model knows no classes, or not this one.
+    """
+    if not model.objective.needs_labels:
+        raise RunError(
+            f"--label {label}: objective '{model.config.objective.name}' of {run} was not told any classes; leave it"
+            " out, or train with objective.conditional=true"
+        )
+    if label.isdecimal() and int(label) < model.num_classes:
+        return int(label)
+    names = open_data(run, None).class_names or []
+    if label in names:
+        return names.index(label)
+    known = ", ".join(names) or f"0 to {model.num_classes - 1}"
+    raise RunError(f"--label {label} is no class of {run}{did_you_mean(label, names)}; known: {known}")
 
 
 def reconstruct(

@@ -83,8 +83,8 @@ class Codebook(nn.Module):
         rows = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         # Sums by code, as the gradient of a lookup: unlike index_add, a GPU sums it in the same order every time.
         found = batch.sum(torch.ops.aten.embedding_dense_backward(rows, indices, len(self.counts), -1, False))
-        self.sums.lerp_(found[:, :-1], 1 - self._decay)
-        self.counts.lerp_(found[:, -1], 1 - self._decay).clamp_min_(LEAST_COUNT)
+        self.sums.mul_(self._decay).add_(found[:, :-1], alpha=1 - self._decay)
+        self.counts.mul_(self._decay).add_(found[:, -1], alpha=1 - self._decay).clamp_min_(LEAST_COUNT)
         used = (self.counts > LEAST_COUNT)[:, None]
         self.vectors.copy_(torch.where(used, self.sums / self.counts[:, None], self.vectors))
 
