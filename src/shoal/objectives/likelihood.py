@@ -50,7 +50,7 @@ class GaussianDecoder(nn.Module):
         self.net = net
         self.latent_axes = {f"net.{tensor}": axis for tensor, axis in net.latent_axes.items()}
         self._learned = sigma is None
-        if self._learned:
+        if sigma is None:
             self.log_sigma: Tensor = nn.Parameter(torch.tensor(math.log(START_SIGMA) / PACE))
         else:
             # Not of the state: it is the configuration's.

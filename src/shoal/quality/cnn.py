@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from shoal.nets.family import ImageShape
 
 NUM_FEATURES = 128
-SMALLEST_MAP = 4
-"""Height or width at which the strided convolutions end."""
+LARGEST_MAP = 7
+"""Height or width from which on no convolution is strided any more."""
 
 
 class FeatureNet(nn.Module):
-    """Strided and plain 3x3 convolutions in turn, then the mean over what is left of the image: any shape goes.
+    """Strided 3x3 convolutions, a plain one, and a fully connected layer, whose activations are the features.
+
+    No norm: an image's features are its own, however it came to be.
 
     Args:
         shape: of the images: channels, height, width.
@@ -25,28 +27,26 @@ class FeatureNet(nn.Module):
         super().__init__()
         channels, height, width = shape
         layers: list[nn.Module] = []
-        after, side = 32, min(height, width)
-        while True:
-            layers += [*_convolution(channels, after, stride=2), *_convolution(after, after, stride=1)]
-            channels, side = after, -(-side // 2)
-            if after == NUM_FEATURES and side <= SMALLEST_MAP:
-                break
-            after = min(2 * after, NUM_FEATURES)
+        after = 32
+        while min(height, width) > LARGEST_MAP:
+            layers += [nn.Conv2d(channels, after, 3, stride=2, padding=1), nn.ReLU()]
+            channels, after, height, width = after, min(2 * after, NUM_FEATURES), -(-height // 2), -(-width // 2)
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(channels * height * width, NUM_FEATURES), nn.ReLU()]
         self.body = nn.Sequential(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015: keeps a random net's scale
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         self.head = nn.Linear(NUM_FEATURES, num_classes) if num_classes else None
         self.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return features, float32 [n, 128], and logits [n, classes] if there is a head, of uint8 [n, C, H, W]."""
         x = pixels.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
-        features = self.body(x).mean((2, 3))
+        features: Tensor = self.body(x)
         return features, None if self.head is None else self.head(features)
-
-
-def _convolution(before: int, after: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # He et al. 2015: keeps a random net's scale
-    return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
 
 
 def build_net(shape: ImageShape, num_classes: int, seed: int) -> FeatureNet:
