@@ -1,8 +1,8 @@
 """Train every preset, measure it, and write the table and the pictures of ``docs/quality.md``.
 
 Each row comes from the commands that a user would type: ``shoal train``, ``eval``, ``sample`` or
-``reconstruct``. What is
-trained already is not trained again, so that the command can be stopped and given again, and budgets can grow.
+``reconstruct``. What is trained already is not trained again, so that the command can be stopped and given again, and
+budgets can grow.
 """
 
 import argparse
@@ -208,8 +208,9 @@ def page(rows: list[Trained], yardsticks: Mapping[str, Mapping[str, float]], com
     measured = next((row.evaluation for row in rows if row.evaluation.get("extractor")), None)
     lines = ["# Quality of the presets, on Fashion-MNIST", "", f"Made by `{command}` on {machine}.", ""]
     lines += [
-        "MSE, PSNR and SSIM are of pixels in [0, 1]; NLL is a density over such pixels, importance-sampled where a model",
-        "has a posterior; PCA-k is probabilistic PCA with k components. Training time leaves out start-up, checkpoints and measuring; the machine had other work to do meanwhile.",
+        "MSE, PSNR and SSIM are of pixels in [0, 1]; NLL is a density over such pixels, importance-sampled where a",
+        "model has a posterior; PCA-k is probabilistic PCA with k components. Training time leaves out start-up,",
+        "checkpoints and measuring; the machine had other work to do meanwhile.",
         "",
         *reconstruction_table(rows, yardsticks),
         "",
@@ -220,7 +221,8 @@ def page(rows: list[Trained], yardsticks: Mapping[str, Mapping[str, float]], com
         lines += [
             f"Generated images, {measured['num_samples']:,} against as many of the test split, in the features of"
             f" `{extractor['id']}` (accuracy {extractor.get('accuracy') or float('nan'):.4f}). The floor is the same"
-            f" distance between real images of train and test: {floors[0]:.2f}. In brackets: 95 % of bootstrap replicates.",
+            f" distance between real images of train and test: {floors[0]:.2f}. In brackets: the 95 %"
+            " interval of the bootstrap.",
             "",
             *generation_table(rows),
             "",

@@ -69,7 +69,7 @@ def test_unknown_preset_names_its_nearest_neighbour_and_all_there_are() -> None:
     [
         (
             "objective.name=gann",
-            r"unknown objective.name=gann \(did you mean 'gan'\?\); known: autoencoder, denoising_autoencoder, gan, vae",
+            r"unknown objective.name=gann \(did you mean 'gan'\?\); known: autoencoder, denoising_autoencoder, gan",
         ),
         ("nets.name=cnv", r"unknown nets.name=cnv \(did you mean 'conv'\?\); known: conv, mlp"),
         ("objective=gan", r"objective.name is missing; set objective.name to one of autoencoder, denoising_"),

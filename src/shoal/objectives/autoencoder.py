@@ -10,7 +10,7 @@ from shoal.nets import NetConfig
 from shoal.nets.family import ImageShape
 from shoal.noise import Noise
 from shoal.objectives.base import Batch, Objective, ObjectiveConfig, Phase, Scalars
-from shoal.pixels import PixelRange, squash
+from shoal.pixels import PixelRange, squash, to_unit
 
 
 class AutoencoderConfig(ObjectiveConfig):
@@ -42,9 +42,11 @@ class Autoencoder(Objective):
         self._range = pixel_range
 
     def loss(self, phase: str, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
-        """Return the mean squared error over pixels and images."""
+        """Return the mean squared error over pixels in [0, 1] and images."""
         x = batch.images
-        error = (self.decode(self.encode(x)) - x).square().flatten(1).mean(1)
+        error = (
+            (to_unit(self.decode(self.encode(x)), self._range) - to_unit(x, self._range)).square().flatten(1).mean(1)
+        )
         return error.mean(), {"loss/reconstruction": error}
 
     def encode(self, x: Tensor) -> Tensor:
