@@ -116,11 +116,16 @@ class Bench:
         if not list((self.data / "extractors").glob("classifier-*")):
             self._shoal("extractor", "train", "--data", self.data)
 
-    def row(self, preset: str, epochs: int) -> Trained:
-        """Train a preset to so many epochs, or further to them, and measure it."""
+    def trained(self, preset: str) -> bool:
+        """Tell whether there is a run of a preset, however far it came."""
+        return (self._out / preset / "checkpoints").is_dir()
+
+    def row(self, preset: str, epochs: int | None) -> Trained:
+        """Train a preset to so many epochs, or further to them (None: leave it as it is), and measure it."""
         num_train = DataSet.open(self.data).num_rows("train")
-        run, samples = self._out / preset, epochs * num_train
-        self._train(preset, run, samples)
+        run = self._out / preset
+        if epochs is not None:
+            self._train(preset, run, epochs * num_train)
         evaluation = run / "eval.json"
         newest = max((path.stat().st_mtime for path in (run / "checkpoints").iterdir()), default=0.0)
         if not evaluation.is_file() or evaluation.stat().st_mtime < newest:
@@ -243,6 +248,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of quality.md and images/quality/")
     parser.add_argument("--budget", choices=sorted(EPOCHS), default="cpu")
     parser.add_argument("--epochs", type=int, help="of every preset, instead of the budget's; 1 to try it out")
+    parser.add_argument("--as-is", action="store_true", help="measure the runs in --out and train nothing")
     parser.add_argument("--only", nargs="+", choices=list(EPOCHS["cpu"]), help="some presets")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1)), help="of torch")
     asked = parser.parse_args()
@@ -254,7 +260,10 @@ def main() -> None:
     yardsticks = {f"PCA-{components}": linear_yardstick(train, test, components) for components in COMPONENTS}
     del train, test
     budget = EPOCHS[asked.budget]
-    rows = [bench.row(preset, asked.epochs or budget[preset]) for preset in asked.only or budget]
+    if asked.as_is:
+        rows = [bench.row(preset, None) for preset in asked.only or budget if bench.trained(preset)]
+    else:
+        rows = [bench.row(preset, asked.epochs or budget[preset]) for preset in asked.only or budget]
     command = shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]])
     (asked.docs / "quality.md").write_text(page(rows, yardsticks, command, machine))
     print(asked.docs / "quality.md")
