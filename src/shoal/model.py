@@ -7,6 +7,7 @@ import torch
 
 from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig
+from shoal.data import DataSet
 from shoal.errors import RunError
 from shoal.noise import Noise
 from shoal.objectives import Generates, Objective, Reconstructs
@@ -65,6 +66,16 @@ class Model:
         with inference(objective.nets):
             x = to_float(pixels.to(self.device), self.config.data.range)
             return to_unit(objective.decode(objective.encode(x)), self.config.data.range).cpu()
+
+    def refuse_other_shape(self, data: DataSet) -> None:
+        """Refuse images that the networks were not made for.
+
+        Raises:
+            RunError: with both shapes.
+        """
+        if tuple(data.shape) != tuple(self.shape):
+            made, given = ("x".join(map(str, shape)) for shape in (self.shape, data.shape))
+            raise RunError(f"the run was trained on images of {made}, {data.path} holds {given}; give another --data")
 
 
 def load_model(path: Path, device: torch.device | None = None, passed_over: list[str] | None = None) -> Model:

@@ -22,7 +22,7 @@ from shoal.objectives import Reconstructs
 from shoal.recorder import save_png
 from shoal.run import Run
 from shoal_ray.cli.paths import expanded
-from shoal_ray.cli.results import open_model, picture_path, refuse_other_shape
+from shoal_ray.cli.results import open_model, picture_path
 from shoal_ray.cli.tables import print_table
 
 Differences = dict[str, tuple[Any, ...]]
@@ -108,7 +108,7 @@ def open_originals(
             raise
         notes.append(f"no reconstructions: {error}; or name the data set with --data DIR")
         return None
-    refuse_other_shape(model, dataset)
+    model.refuse_other_shape(dataset)
     split = "test" if "test" in dataset.splits else model.config.data.split
     return torch.from_numpy(dataset.rows(split, 0, min(columns_of(model.shape), dataset.num_rows(split))).copy())
 

@@ -81,7 +81,7 @@ def reconstruct(
     run = expanded(run)
     out = picture_path(out, run / "reconstructions.png")
     model, dataset = open_model(run, Console(stderr=True)), open_data(run, data)
-    refuse_other_shape(model, dataset)
+    model.refuse_other_shape(dataset)
     if num > dataset.num_rows(split):
         raise DataError(
             f"--num {num} is more than the {dataset.num_rows(split)} images of split '{split}'; ask for fewer"
@@ -103,17 +103,6 @@ def open_model(run: Path, console: Console, device: torch.device | None = None) 
 def open_data(run: Path, data: Path | None) -> DataSet:
     """Open the named data set, or the one that the run was trained on."""
     return DataSet.open(expanded(data) if data else Run.open(run).data)
-
-
-def refuse_other_shape(model: Model, dataset: DataSet) -> None:
-    """Refuse images that the networks were not made for.
-
-    Raises:
-        RunError: with both shapes.
-    """
-    if tuple(dataset.shape) != model.shape:
-        made, given = ("x".join(map(str, shape)) for shape in (model.shape, dataset.shape))
-        raise RunError(f"the run was trained on images of {made}, {dataset.path} holds {given}; give another --data")
 
 
 def columns_for(num: int) -> int:

@@ -95,7 +95,7 @@ def evaluate(
     generates = isinstance(model.objective, Generates)
 
     def prepare() -> tuple[Sample, Extractor | None]:
-        refuse_other_shape(model, data)
+        model.refuse_other_shape(data)
         sample = Sample.of(data, split, num)
         if generates and len(sample) < 2:
             raise DataError(f"split '{split}' was to be measured on {len(sample)} image; a distance needs 2 at least")
@@ -189,14 +189,3 @@ def refuse_divergence(measures: Mapping[str, Measure], model: Model) -> None:
                 f"{name} is {measure.value} after {model.samples:,} samples; the run has diverged. Go on from an"
                 " earlier checkpoint with a lower optim.lr, or with optim.clip"
             )
-
-
-def refuse_other_shape(model: Model, data: DataSet) -> None:
-    """Refuse images that the networks were not made for.
-
-    Raises:
-        RunError: with both shapes.
-    """
-    if tuple(data.shape) != tuple(model.shape):
-        made, given = ("x".join(map(str, shape)) for shape in (model.shape, data.shape))
-        raise RunError(f"the run was trained on images of {made}, {data.path} holds {given}; give another --data")
