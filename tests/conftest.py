@@ -173,10 +173,13 @@ def measures() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def launch_world() -> Callable[[int, Path, Path, Path], None]:
-    """Return ``launch(size, script, data, out)``: run a script on so many ranks, as torchrun would, to its end."""
+def launch_world() -> Callable[..., list[str]]:
+    """Return ``launch(size, *words)``: run Python with these words on so many ranks, as torchrun would, to its end.
 
-    def launch(size: int, script: Path, data: Path, out: Path) -> None:
+    What each rank printed comes back.
+    """
+
+    def launch(size: int, *words: str | Path) -> list[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -189,20 +192,21 @@ def launch_world() -> Callable[[int, Path, Path, Path], None]:
         }
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(script), str(data), str(out)],
+                [sys.executable, *map(str, words)],
                 env=common | {"RANK": str(rank)},
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.PIPE,
                 text=True,
             )
             for rank in range(size)
         ]
         try:
-            said = [process.communicate(timeout=DEADLINE_SEC)[0] for process in ranks]
+            said = [process.communicate(timeout=DEADLINE_SEC) for process in ranks]
         finally:
             for process in ranks:
                 process.kill()
-        assert [process.returncode for process in ranks] == [0] * size, "\n".join(said)
+        assert [process.returncode for process in ranks] == [0] * size, "\n".join(out + err for out, err in said)
+        return [out for out, _ in said]
 
     return launch
 

@@ -49,7 +49,7 @@ def grey_28(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def play(
     grey_28: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    launch_world: Callable[[int, Path, Path, Path], None],
+    launch_world: Callable[..., list[str]],
 ) -> Callable[[int], Played]:
     """Run the scenario at a world size, once."""
     known: dict[int, Played] = {}
@@ -62,7 +62,7 @@ def play(
     return run
 
 
-def launch(size: int, data: Path, out: Path, launch_world: Callable[[int, Path, Path, Path], None]) -> Played:
+def launch(size: int, data: Path, out: Path, launch_world: Callable[..., list[str]]) -> Played:
     launch_world(size, SCENARIO, data, out)
     return Played(
         out,

@@ -23,7 +23,7 @@ Played = tuple[Path, list[dict[str, Tensor]]]
 def play(
     small_data: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    launch_world: Callable[[int, Path, Path, Path], None],
+    launch_world: Callable[..., list[str]],
 ) -> Callable[[int], Played]:
     """Train every family at a world size, once; return the runs' folder and each rank's tensors."""
     known: dict[int, Played] = {}

@@ -1,8 +1,6 @@
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -157,33 +155,11 @@ def test_extractors_that_do_not_fit(shoal: Shoal, gan: Path, labelled: Path, dat
     assert "no: other data" in shoal("extractor", "list", "--data", labelled).out
 
 
-def test_two_workers_measure_what_one_does(shoal: Shoal, gan: Path, labelled: Path, tmp_path: Path) -> None:
+def test_two_workers_measure_what_one_does(
+    shoal: Shoal, gan: Path, labelled: Path, launch_world: Callable[..., list[str]]
+) -> None:
     alone = json.loads(shoal("eval", gan, "--json").out)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "shoal_ray.cli", "eval", str(gan), "--json"],
-            env=common | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=200)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0]
+    said = launch_world(2, "-m", "shoal_ray.cli", "eval", gan, "--json")
     assert said[1] == ""
     together = json.loads(said[0])
     assert together == json.loads((gan / "eval.json").read_text())

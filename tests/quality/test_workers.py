@@ -22,7 +22,7 @@ def told(
     corner_data: DataSet,
     classifier: Extractor,
     tmp_path_factory: pytest.TempPathFactory,
-    launch_world: Callable[[int, Path, Path, Path], None],
+    launch_world: Callable[..., list[str]],
 ) -> dict[int, list[Told]]:
     """Return what every rank found, by the size of the world."""
     folder = tmp_path_factory.mktemp("workers")
