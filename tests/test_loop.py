@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from shoal import loop
+from shoal import session
 from shoal.checkpoint import Checkpoint, directory_name
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream
+from shoal.divergence import refuse_divergence
 from shoal.errors import ConfigError, DataError, RunError, ShoalError
-from shoal.loop import Tick, check, refuse_divergence, train
+from shoal.loop import Tick, check, train
 from shoal.noise import Noise
 from shoal.objectives import Autoencoder, Batch, Scalars, register
 from shoal.objectives.autoencoder import AutoencoderConfig
@@ -132,7 +133,7 @@ def test_the_speed_is_that_of_training_not_of_whoever_listens(
         now += 2
         return False
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(session, "time", SimpleNamespace(perf_counter=lambda: now))
     run = make_run("autoencoder", "report.every_samples=40")
     for tick in train(run, World.local("cpu"), should_stop=step_takes_two_seconds):
         assert tick.scalars["speed/samples_per_sec"] == 10

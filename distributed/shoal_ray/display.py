@@ -177,6 +177,11 @@ class Display:
         left, speed = self._run.config.duration_samples - self._row["samples"], self._speed()
         if not speed:
             return "?"
-        minutes, seconds = divmod(round(max(0, left) / speed), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        return clock(max(0, left) / speed)
+
+
+def clock(seconds: float) -> str:
+    """Return a time as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -45,10 +45,7 @@ def check_capacity(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
             f"--gpus-per-worker {gpus:g}: Ray gives whole GPUs or a share of one; use {int(gpus)}, or less than 1"
         )
     asked = {"CPU": resources.cpus_per_worker, "GPU": gpus}
-    fit = sum(
-        min((int(node.get(kind, 0) / each + 1e-9) for kind, each in asked.items() if each), default=resources.workers)
-        for node in nodes
-    )
+    fit = fitting(resources, nodes)
     if fit >= resources.workers:
         return
     total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in asked}
@@ -61,4 +58,13 @@ def check_capacity(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
         f"{resources.workers} workers of {needed} each do not fit: the cluster has {total['CPU']:g} CPUs and"
         f" {total['GPU']:g} GPUs on {len(nodes)} node(s), room for {fit}; {remedy}, a smaller {short},"
         " or a larger cluster"
+    )
+
+
+def fitting(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many workers fit, counted node by node; as many as were asked for where they ask for nothing."""
+    asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0.0}
+    return sum(
+        min((int(node.get(kind, 0) / each + 1e-9) for kind, each in asked.items() if each), default=resources.workers)
+        for node in nodes
     )

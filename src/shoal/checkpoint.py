@@ -7,7 +7,7 @@ configuration, and the tensors' checksum. Nothing in it can run code when it is 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Checkpoint:
         stream: the data stream's state.
         config: the configuration that made it, as plain values.
         num_classes: of the data set's labels; 0 where it has none.
+        notes: what its writer wants to find again.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Checkpoint:
     stream: Mapping[str, Any]
     config: Mapping[str, Any]
     num_classes: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Read every tensor, on the CPU."""
@@ -71,6 +73,7 @@ def write(
     stream: Mapping[str, Any],
     config: Mapping[str, Any],
     num_classes: int = 0,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint that exists wholly or not at all; what is in its place goes when the new one is whole."""
     state = {
@@ -81,6 +84,7 @@ def write(
         "num_classes": num_classes,
         "stream": stream,
         "config": config,
+        "notes": dict(notes or {}),
     }
     aside = temporary_beside(path)
     try:
@@ -134,6 +138,7 @@ def read(path: Path) -> Checkpoint:
             num_classes=state.get("num_classes", 0),  # not noted before there were models that ask for it
             stream=state["stream"],
             config=state["config"],
+            notes=state.get("notes", {}),
         )
     except CheckpointError:
         raise

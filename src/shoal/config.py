@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from shoal.errors import ConfigError, did_you_mean
 from shoal.nets import AnyNetConfig, parse_net
@@ -19,11 +19,17 @@ from shoal.strict import Count, Strict, dotted_keys, parse
 RESUMABLE = ("duration_samples", "optim.lr", "optim.phases.", "report.", "checkpoint.")
 """Keys (or, ending in a dot, sections) that a resumed run may change. Any other would make it a different run."""
 
+CHANGEABLE = ("optim.", "objective.", "nets.latent", "ema.half_life_samples")
+"""Keys (or sections) that may change while a model trains; whether its networks allow it, their shapes tell."""
+
 
 class DataConfig(Strict):
     """Which images, in which order and range."""
 
-    split: str = "train"
+    split: str = Field("train", description="trained on; a part of one by rows or hundredths: train[:90%]")
+    held_out: str | None = Field(
+        None, description="split for pictures and measures while it trains. None: val, else test, else the same"
+    )
     range: PixelRange = Field("unit", description="of the pixels in the nets: unit [0, 1], symmetric [-1, 1]")
     window_blocks: PositiveInt = Field(16, description="blocks whose rows are shuffled together")
 
@@ -60,6 +66,11 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"{path}: {error}; check the path") from None
 
 
+def _dotted(values: object) -> object:
+    """Take nested sections for the dotted keys that they are."""
+    return flat(values) if isinstance(values, Mapping) else values
+
+
 class RunConfig(Strict):
     """Everything that decides what is learned. Durations count samples: images seen by all workers together."""
 
@@ -68,6 +79,9 @@ class RunConfig(Strict):
     batch: Count = Field(256, gt=0, description="images in a global batch, shared out over the workers")
     duration_samples: Count = Field(600_000, gt=0)
     seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
+    init_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="of the first weights, where they are to differ in runs that see the same. None: seed"
+    )
     init_from: Annotated[Path, AfterValidator(_absolute)] | None = Field(
         None, description="another run, from whose newest checkpoint the weights start"
     )
@@ -76,6 +90,20 @@ class RunConfig(Strict):
     ema: EmaConfig = EmaConfig()
     report: ReportConfig = ReportConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    changes: dict[Annotated[Count, Field(gt=0)], Annotated[dict[str, Any], BeforeValidator(_dotted)]] = Field(
+        {}, description="keys that take other values from a sample on: {60000: {optim.lr: 1e-4, nets.latent: 32}}"
+    )
+
+    def at(self, samples: int) -> "RunConfig":
+        """Return the configuration of a step that starts at a sample, with the changes up to there made."""
+        due = [values for at, values in sorted(self.changes.items()) if at <= samples]
+        if not due:
+            return self
+        values = self.model_dump(mode="json")
+        for change in due:
+            for key, value in change.items():
+                values = merge(values, nested(key, value))
+        return _parsed(values)
 
     def to_yaml(self) -> str:
         """Write every key, defaults too, so that the file alone says what was run."""
@@ -88,6 +116,22 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: names every bad key and value, with the nearest known key.
     """
+    config = _parsed(values)
+    for at, change in sorted(config.changes.items()):
+        for key in change:
+            if not _is_among(key, CHANGEABLE):
+                raise ConfigError(
+                    f"changes at sample {at}: {key} cannot change while a model trains; only nets.latent, optim.*,"
+                    " objective.* and ema.half_life_samples can"
+                )
+        try:
+            config.at(at)
+        except ConfigError as error:
+            raise ConfigError(f"changes at sample {at}: {error}") from None
+    return config
+
+
+def _parsed(values: Mapping[str, Any]) -> RunConfig:
     sections = dict(values)
     unknown = [key for key in sections if key not in RunConfig.model_fields]
     if unknown:
@@ -149,7 +193,11 @@ def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
 
 def may_change(key: str) -> bool:
     """Tell whether a resumed run may change a dotted key."""
-    return any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in RESUMABLE)
+    return _is_among(key, RESUMABLE)
+
+
+def _is_among(key: str, allowed: Sequence[str]) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in allowed)
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -163,12 +211,18 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise ConfigError(f"override '{text}' is not of the form key=value, e.g. optim.lr=1e-3")
     try:
-        nested: Any = yaml.safe_load(value)
+        parsed: Any = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"override '{text}' has a value that is not YAML; quote it") from None
-    for part in reversed(parts):
-        nested = {part: nested}
-    return dict(nested)
+    return nested(key, parsed)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Return ``{"optim": {"lr": value}}`` for ``optim.lr``."""
+    found: Any = value
+    for part in reversed(key.split(".")):
+        found = {part: found}
+    return dict(found)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

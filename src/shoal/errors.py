@@ -28,6 +28,10 @@ class RunError(ShoalError):
     """A run directory that cannot be created, opened or resumed."""
 
 
+class DivergenceError(RunError):
+    """A run whose losses, weights or images are no longer numbers."""
+
+
 class ClusterError(ShoalError):
     """A cluster that cannot be reached or is too small."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from shoal.checkpoint import Checkpoint
-from shoal.config import RunConfig
+from shoal.config import RunConfig, build_config
 from shoal.data import DataSet
 from shoal.errors import RunError
 from shoal.noise import Noise
@@ -88,7 +88,7 @@ def load_model(path: Path, device: torch.device | None = None, passed_over: list
     found = run.newest_checkpoint(passed_over)
     if found is None:
         raise RunError(f"{path} has no checkpoint yet; let it train until checkpoint.every_samples, or stop it")
-    return restore(run.config, found, device or best_device())
+    return restore(build_config(found.config), found, device or best_device())
 
 
 def restore(config: RunConfig, found: Checkpoint, device: torch.device) -> Model:

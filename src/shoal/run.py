@@ -130,16 +130,27 @@ class Run:
         Raises:
             RunError: another process trains it.
         """
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{self.path} is being trained by another process; wait for it, or stop it") from None
+        with locked(self.path):
             yield
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read every whole row of ``metrics.jsonl``; a row that a kill cut off is left out."""
         return read_rows(self.path / METRICS)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process from writing into a directory while the block lasts.
+
+    Raises:
+        RunError: another one does.
+    """
+    with (path / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{path} is being trained by another process; wait for it, or stop it") from None
+        yield
 
 
 def refuse_changes(old: RunConfig, new: RunConfig) -> None:

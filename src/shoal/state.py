@@ -20,7 +20,7 @@ EMA_RAMP = 0.05
 def build_objective(config: RunConfig, shape: tuple[int, int, int], num_classes: int = 0) -> Objective:
     """Build the configured objective with the weights that its seed gives."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed if config.init_seed is None else config.init_seed)
         return build(config.objective, config.nets, shape, config.data.range, num_classes)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shoal.errors import ShoalError
 from shoal.files import CANNOT_WRITE
-from shoal_ray.cli import compare, data, evaluate, extractor, results, runs, tools, train
+from shoal_ray.cli import compare, data, evaluate, extractor, lineage, results, runs, tools, train, tune
 
 app = typer.Typer(
     name="shoal",
@@ -22,8 +22,8 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(extractor.app, name="extractor")
-for register in (train.register, evaluate.register, results.register, runs.register, compare.register, tools.register):
-    register(app)
+for command in (train, tune, evaluate, results, runs, compare, lineage, tools):
+    command.register(app)
 
 USER_ERROR = 2
 READER_GONE = 128 + signal.SIGPIPE

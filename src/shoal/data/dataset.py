@@ -1,5 +1,6 @@
 """A data set that is open for reading: any rows by global id, without a copy of the file in memory."""
 
+import re
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +15,9 @@ from shoal.errors import DataError, did_you_mean
 Images = NDArray[np.uint8]
 Ids = NDArray[np.int64]
 Labels = NDArray[np.int32]
+
+PART = re.compile(r"(?P<split>[^\[\]]+)\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\]")
+"""A part of a split, by rows or by hundredths of it: ``train[:90%]``, ``train[90%:]``, ``train[:1000]``."""
 
 
 class DataSet:
@@ -74,17 +78,42 @@ class DataSet:
 
     def num_rows(self, split: str) -> int:
         """Return the number of rows of ``split``. Raises DataError for a split that is not there."""
-        return self._split(split).rows
+        return self.span(split).rows
+
+    def span(self, split: str) -> Split:
+        """Return the global ids of a split, or of a part of one: ``train[:90%]``, in the order of the manifest.
+
+        Where a part begins or ends in hundredths, the row is rounded down, so that ``train[:90%]`` and ``train[90%:]``
+        share no row and miss none.
+
+        Raises:
+            DataError: no such split, or a part without rows.
+        """
+        part = PART.fullmatch(split)
+        if part is None:
+            return self._split(split)
+        whole = self._split(part["split"])
+        start, stop = (
+            _row(part[end], whole.rows, otherwise) for end, otherwise in (("start", 0), ("stop", whole.rows))
+        )
+        if not 0 <= start < stop <= whole.rows:
+            raise DataError(
+                f"split '{split}' of {self.path} has no rows, or more than there are: rows {start:,} to {stop:,} of"
+                f" {whole.rows:,}; use e.g. {part['split']}[:90%]"
+            )
+        return Split(first=whole.first + start, rows=stop - start)
 
     def blocks(self, split: str) -> Ids:
-        """Return first id and rows of each block of ``split``, int64 [num_blocks, 2]."""
-        entry = self._split(split)
-        inside = (self._first >= entry.first) & (self._first < entry.first + entry.rows)
-        return np.stack([self._first[inside], self._rows[inside]], axis=1)
+        """Return first id and rows of each block of ``split``, int64 [num_blocks, 2]; a part's ends may cut a block."""
+        entry = self.span(split)
+        first = np.maximum(self._first, entry.first)
+        rows = np.minimum(self._first + self._rows, entry.first + entry.rows) - first
+        inside = rows > 0
+        return np.stack([first[inside], rows[inside]], axis=1)
 
     def labels(self, split: str) -> Labels | None:
         """Return the labels of ``split``, int32 [num_rows] with -1 for none, or None in a data set without labels."""
-        entry = self._split(split)
+        entry = self.span(split)
         return self.labels_at(np.arange(entry.first, entry.first + entry.rows))
 
     def labels_at(self, ids: Ids) -> Labels | None:
@@ -97,7 +126,7 @@ class DataSet:
 
     def rows(self, split: str, start: int, stop: int) -> Images:
         """Return rows ``start .. stop - 1`` of ``split`` in the order of the manifest, uint8 [n, C, H, W]."""
-        entry = self._split(split)
+        entry = self.span(split)
         if not 0 <= start <= stop <= entry.rows:
             raise IndexError(f"rows {start}..{stop} of split '{split}', which has {entry.rows}")
         return self.fetch(np.arange(entry.first + start, entry.first + stop))
@@ -159,3 +188,10 @@ class DataSet:
             raise DataError(
                 f"data set {self.path} has no split '{name}'{did_you_mean(name, known)}; it has {', '.join(known)}"
             ) from None
+
+
+def _row(text: str | None, rows: int, otherwise: int) -> int:
+    """Return the row that one end of a part names."""
+    if text is None:
+        return otherwise
+    return rows * int(text[:-1]) // 100 if text.endswith("%") else int(text)

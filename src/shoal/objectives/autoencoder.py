@@ -38,6 +38,7 @@ class Autoencoder(Objective):
     ) -> None:
         """Build the two networks for images of ``shape``."""
         self.nets = {"encoder": nets.encoder(shape, nets.latent), "decoder": nets.decoder(shape, nets.latent)}
+        self.latent_kind = "linear" if config.code == "linear" else "code"
         self._code = config.code
         self._range = pixel_range
 

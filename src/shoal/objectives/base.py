@@ -7,7 +7,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,14 @@ from shoal.strict import Strict
 
 Scalars = Mapping[str, Tensor]
 """Named measures of a batch: [n] with one value per image, or a scalar. Names are ``group/name``."""
+
+LatentKind = Literal["code", "linear", "prior", "posterior", "codebook"]
+"""What a latent is, which decides how a trained model changes the size of it (``shoal.transplant``).
+
+``linear`` is read as it was written, so that its space may be turned; ``prior`` is so too, and distributed as N(0, I),
+or meant to be; ``posterior`` is the mean and then the log-variance of a normal distribution; ``codebook`` is linear,
+and replaced by the nearest vector of a codebook; of a ``code`` nothing is known.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +105,8 @@ class Objective(ABC):
     """The networks that a finished model needs: what the EMA follows."""
     latent_nets: ClassVar[Mapping[str, int]] = {}
     """The networks that read or write the latent, and how many lie side by side there (mean and variance: 2)."""
+    latent_kind: LatentKind = "code"
+    """What the latent is."""
     nets: Mapping[str, nn.Module]
     needs_labels: bool = False
     """Whether every image it trains on must have a class."""

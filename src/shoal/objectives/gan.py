@@ -58,6 +58,7 @@ class Gan(Objective):
     )
     inference = ("generator",)
     latent_nets: ClassVar = {"generator": 1}
+    latent_kind = "prior"
 
     def __init__(
         self, config: GanConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange, num_classes: int = 0

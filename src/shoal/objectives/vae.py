@@ -59,6 +59,7 @@ class Vae(Objective):
     phases = (Phase(name="elbo", trains=("encoder", "decoder")),)
     inference = ("encoder", "decoder")
     latent_nets: ClassVar = {"encoder": 2, "decoder": 1}
+    latent_kind = "posterior"
 
     def __init__(
         self, config: VaeConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange, num_classes: int = 0

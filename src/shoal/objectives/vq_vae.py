@@ -37,6 +37,7 @@ class VqVae(Objective):
     phases = (Phase(name="reconstruction", trains=("encoder", "decoder")),)
     inference = ("encoder", "codebook", "decoder")
     latent_nets: ClassVar = {"encoder": 1, "codebook": 1, "decoder": 1}
+    latent_kind = "codebook"
 
     def __init__(
         self, config: VqVaeConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange, num_classes: int = 0

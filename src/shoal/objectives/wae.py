@@ -35,6 +35,7 @@ class Wae(Objective):
     phases = (Phase(name="reconstruction", trains=("encoder", "decoder")),)
     inference = ("encoder", "decoder")
     latent_nets: ClassVar = {"encoder": 1, "decoder": 1}
+    latent_kind = "prior"
 
     def __init__(
         self, config: WaeConfig, nets: NetConfig, shape: ImageShape, pixel_range: PixelRange, num_classes: int = 0

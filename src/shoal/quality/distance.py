@@ -59,6 +59,29 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     return kernel_distances(x, y, ones.expand(len(x), 1), ones.expand(len(y), 1)).item()
 
 
+def kernel_parts(x: Tensor, y: Tensor) -> Tensor:
+    """Return what each of the images y adds to the kernel distance of features, float64 [m, d] and [n, d]: [n].
+
+    Their mean is the distance, and their standard error its own, for given images x: they are the first-order terms of
+    the U-statistic (Hoeffding 1948). Of two models compared on the same x, the differences tell the error of theirs.
+    """
+    m, n = len(x), len(y)
+    within, between, real = y.new_empty(n), y.new_empty(n), y.new_zeros(())
+    for start in range(0, n, BLOCK):
+        rows = slice(start, start + BLOCK)
+        within[rows] = (_kernel(y[rows], y).sum(1) - _kernel_self(y[rows])) / (n - 1)
+        between[rows] = _kernel(y[rows], x).mean(1)
+    for start in range(0, m, BLOCK):
+        rows = slice(start, start + BLOCK)
+        real += (_kernel(x[rows], x).sum() - _kernel_self(x[rows]).sum()) / (m * (m - 1))
+    return 2 * within - within.mean() - 2 * between + real
+
+
+def _kernel_self(x: Tensor) -> Tensor:
+    """Return the kernel of each row with itself, [n]."""
+    return x.square().sum(1).div(x.shape[1]).add(1).pow(3)
+
+
 def kernel_distances(x: Tensor, y: Tensor, x_weights: Tensor, y_weights: Tensor) -> Tensor:
     """Return the kernel distance under each of B weightings of the rows, [B].
 

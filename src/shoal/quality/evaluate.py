@@ -169,10 +169,15 @@ def floor_sample(model: Model, sample: Sample) -> Sample | None:
     None where there are not enough of them: a distance between fewer images would be another one.
     """
     data, trained_on = sample.data, model.config.data.split
-    if trained_on not in data.splits:
+    try:
+        span, measured = data.span(trained_on), data.span(sample.split)
+    except DataError:  # another data set than it was trained on
         return None
-    taken = len(sample) if sample.split == trained_on else 0
-    if data.num_rows(trained_on) - taken < len(sample):
+    overlaps = span.first < measured.first + measured.rows and measured.first < span.first + span.rows
+    if overlaps and span != measured:
+        return None
+    taken = len(sample) if overlaps else 0
+    if span.rows - taken < len(sample):
         return None
     return Sample.of(data, trained_on, len(sample), after=taken)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from shoal.errors import RunError
+from shoal.errors import DivergenceError, RunError
 from shoal.model import Model
 from shoal.objectives import Generates
 from shoal.pixels import to_uint8
@@ -79,7 +79,7 @@ def describe_generated(model: Model, extractor: Extractor, sample: Sample, share
         with inference(objective.nets):
             images = objective.sample(block.num, block.noise(model.device), of_block)
         if not bool(images.isfinite().all()):
-            raise RunError(
+            raise DivergenceError(
                 f"after {model.samples:,} samples the model makes images that are not numbers; it has diverged. Go on"
                 " from an earlier checkpoint with a lower optim.lr, or with optim.clip"
             )

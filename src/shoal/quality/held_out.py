@@ -9,8 +9,8 @@ MEASURED_IMAGES = 2_000
 
 
 def held_out_split(config: RunConfig, data: DataSet) -> str:
-    """Return the split for pictures and measures: ``val``, else ``test``, else the one that is trained on."""
-    return next((name for name in ("val", "test") if name in data.splits), config.data.split)
+    """Return the split for pictures and measures: the one named, else ``val``, ``test``, or what is trained on."""
+    return config.data.held_out or next((name for name in ("val", "test") if name in data.splits), config.data.split)
 
 
 def num_measured(config: RunConfig, data: DataSet) -> int:

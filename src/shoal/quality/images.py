@@ -77,7 +77,7 @@ class Sample:
                 f" use --num {rows - after}, or fewer"
             )
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).numpy()
-        return cls(data, split, data.manifest.splits[split].first + np.sort(order[after : after + num]))
+        return cls(data, split, data.span(split).first + np.sort(order[after : after + num]))
 
     def __len__(self) -> int:
         """Return the number of images."""

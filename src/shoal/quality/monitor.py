@@ -1,12 +1,20 @@
 """A small evaluation while a run trains, cheap enough to be repeated, that leaves no trace in the training."""
 
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Self
+
+from torch import Tensor
+
 from shoal.config import RunConfig
 from shoal.data import DataSet
 from shoal.model import Model
 from shoal.objectives import Generates, HasCodebook, HasLikelihood, Objective, Reconstructs
 from shoal.quality.codes import code_measures
+from shoal.quality.distance import Moments, frechet_distance, kernel_parts
 from shoal.quality.extractor import Extractor
-from shoal.quality.generation import Described, agreed, describe_generated, describe_real, distances
+from shoal.quality.generation import Described, agreed, describe_generated, describe_real
 from shoal.quality.held_out import held_out_split, num_measured
 from shoal.quality.images import Sample, Workshare
 from shoal.quality.likelihood import active_units, lower_bounds
@@ -17,6 +25,9 @@ from shoal.world import World
 
 class Monitor:
     """Measures the same held-out images at every look, with the same noise.
+
+    After a look, ``parts`` holds by name the values, float64 [n] on the CPU, whose means some of the measures are: what
+    the difference of two models, and its standard error, can be taken of.
 
     It draws from no generator but its own and puts the networks back into the mode that it found them in: the training
     is the same bit for bit with and without it.
@@ -42,6 +53,18 @@ class Monitor:
         self._share = Workshare(world, data.shape)
         self._extractor = default_extractor(data) if self._generates else None
         self._real: Described | None = None
+        self._key = _what_it_reads(config)
+        self.parts: Mapping[str, Tensor] = {}
+
+    def fits(self, config: RunConfig) -> bool:
+        """Tell whether it may go on under another configuration: same images, in the same range."""
+        return _what_it_reads(config) == self._key
+
+    def following(self, objective: Objective, config: RunConfig) -> Self:
+        """Return the same monitor of another model; the real images are not looked at again."""
+        other = copy.copy(self)
+        other._model = replace(self._model, objective=objective, config=config)
+        return other
 
     @property
     def _generates(self) -> bool:
@@ -56,21 +79,34 @@ class Monitor:
         """
         objective, model, sample, share = self._model.objective, self._model, self._sample, self._share
         found: dict[str, float] = {}
+        self.parts = {}
         if isinstance(objective, Reconstructs):
-            errors = reconstruction_errors(model, sample, share, ssim=False)
-            found |= {name: values.mean().item() for name, values in errors.items()}
+            found |= self._means(reconstruction_errors(model, sample, share, ssim=False))
         if isinstance(objective, HasLikelihood):
-            bounds, means = lower_bounds(model, sample, share)
-            found |= {name: values.mean().item() for name, values in bounds.items()}
-            found["quality/active_units"] = active_units(means).value
+            bounds, posterior_means = lower_bounds(model, sample, share)
+            found |= self._means(bounds)
+            found["quality/active_units"] = active_units(posterior_means).value
         if isinstance(objective, HasCodebook):
             found |= {name: measure.value for name, measure in code_measures(model, sample, share).items()}
         if self._extractor is not None:
-            found |= self._distances(self._extractor)
+            real, generated = self._described(self._extractor)
+            moments = Moments.of(real.features), Moments.of(generated.features)
+            found[self._extractor.distance_name] = frechet_distance(*moments)
+            found |= self._means({f"kd/{self._extractor.id}": kernel_parts(real.features, generated.features)})
         return found
 
-    def _distances(self, extractor: Extractor) -> dict[str, float]:
+    def _means(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the means of values per image, which are kept."""
+        self.parts = {**self.parts, **{name: values.cpu() for name, values in parts.items()}}
+        return {name: values.mean().item() for name, values in parts.items()}
+
+    def _described(self, extractor: Extractor) -> tuple[Described, Described]:
+        """Return the real images, looked at once, and as many generated ones."""
         if self._real is None:
             extractor = self._extractor = agreed(extractor, self._model, self._share.world)
             self._real = describe_real(self._model, extractor, self._sample, self._share)
-        return distances(self._real, describe_generated(self._model, extractor, self._sample, self._share), extractor)
+        return self._real, describe_generated(self._model, extractor, self._sample, self._share)
+
+
+def _what_it_reads(config: RunConfig) -> tuple[object, ...]:
+    return config.data, config.report.quality_images, config.objective.name

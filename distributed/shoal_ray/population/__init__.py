@@ -1,0 +1,1 @@
+"""Many runs as one search: what may change, who learns from whom, and what became of each."""

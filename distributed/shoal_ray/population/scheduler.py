@@ -1,0 +1,201 @@
+"""Ray's PopulationBasedTraining decides who is good and who is not; members are told in place, and nobody is paused.
+
+Ray would pause every trial that takes another's weights, and then every other that reports meanwhile. Here the
+controller that Ray's ``_exploit`` sees cannot pause; the order goes to the switchboard. The private names that this
+relies on are listed in ``PRIVATE``, and ``tests/population/test_ray_contract.py`` tells which of them has changed.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+
+from shoal_ray.population.space import Space
+from shoal_ray.population.wire import switchboard
+
+PRIVATE = {
+    "PopulationBasedTraining": (
+        "_checkpoint_or_exploit",
+        "_exploit",
+        "_get_new_config",
+        "_quantiles",
+        "on_trial_add",
+        "on_trial_error",
+        "on_trial_remove",
+        "on_trial_complete",
+        "on_trial_result",
+    ),
+    "PopulationBasedTraining()": ("_trial_state", "_synch", "_next_perturbation_sync"),
+    "_PBTTrialState()": ("last_score", "last_train_time", "last_perturbation_time", "last_checkpoint", "last_result"),
+    "Trial.run_metadata.checkpoint_manager": ("_latest_checkpoint_result",),
+    "TuneController": ("_schedule_trial_train", "get_live_trials", "get_trials", "pause_trial"),
+    "TorchTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
+    "TrainController": ("run", "get_result"),
+}
+"""Of Ray 2.60: what is overridden or touched here and in ``hosted.py``."""
+
+
+class CannotPause:
+    """The controller as Ray's ``_exploit`` sees it: a member takes weights while it lives."""
+
+    def __init__(self, controller: Any) -> None:
+        self._controller = controller
+
+    def pause_trial(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._controller, name)
+
+
+class InPlacePbt(PopulationBasedTraining):
+    """Ray's scheduler over members that are never paused.
+
+    Held as plain values, since Ray pickles it into its snapshots.
+
+    Args:
+        space: what may change, and how.
+        seed: of the choices.
+        namespace: of the search's actors.
+        quantile: the share that takes, and the share that gives.
+        synchronous: whether a generation waits for its last member.
+        start: the generation that a search goes on from.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        seed: int,
+        namespace: str,
+        quantile: float,
+        synchronous: bool,
+        start: int = 0,
+        metric: str = "score",
+    ) -> None:
+        super().__init__(
+            time_attr="generation",
+            metric=metric,
+            mode="max",
+            perturbation_interval=1,
+            quantile_fraction=quantile,
+            custom_explore_fn=lambda config: config,  # never called: `_get_new_config` is ours
+            synch=synchronous,
+        )
+        # Ray counts its barriers from 1: the second one would lie behind members that begin later.
+        self._next_perturbation_sync = max(start, 1)
+        self._space = space
+        self._seed = seed
+        self._namespace = namespace
+        self._parked: list[Trial] = []
+        self._how: dict[str, str] = {}
+        self._gap: float | None = None
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Let Ray decide, and turn every pause into going on, or into waiting alive for the others."""
+        barrier = self._next_perturbation_sync
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision != TrialScheduler.PAUSE:
+            return decision
+        if not self._synch:
+            return TrialScheduler.CONTINUE
+        if self._next_perturbation_sync == barrier:
+            if trial not in self._parked:
+                self._parked.append(trial)
+            return TrialScheduler.NOOP
+        self._release(tune_controller, other_than=trial)
+        return TrialScheduler.CONTINUE
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Keep what is known of a member that was lost and comes back."""
+        known = self._trial_state.get(trial)
+        super().on_trial_add(tune_controller, trial)
+        if known is not None:
+            self._trial_state[trial] = known
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Do not wait for a member that is gone for good."""
+        super().on_trial_error(tune_controller, trial)
+        if not trial.should_recover():  # type: ignore[no-untyped-call]  # ray's own
+            self._gone(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Do not wait for a member that is gone for good."""
+        super().on_trial_remove(tune_controller, trial)
+        self._gone(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Do not wait for a member that has finished."""
+        super().on_trial_complete(tune_controller, trial, result)
+        self._gone(tune_controller, trial)
+
+    def _gone(self, tune_controller: Any, trial: Trial) -> None:
+        self._parked = [other for other in self._parked if other is not trial and other.status == Trial.RUNNING]
+        behind = [
+            other
+            for other in tune_controller.get_live_trials()
+            if other is not trial and self._trial_state[other].last_train_time < self._next_perturbation_sync
+        ]
+        if not self._parked or behind:
+            return
+        last = self._parked.pop()
+        super().on_trial_result(tune_controller, last, self._trial_state[last].last_result or {})
+        self._parked.append(last)
+        self._release(tune_controller)
+
+    def _release(self, tune_controller: Any, other_than: Trial | None = None) -> None:
+        parked, self._parked = self._parked, []
+        for trial in parked:
+            if trial is not other_than and trial.status == Trial.RUNNING:
+                tune_controller._schedule_trial_train(trial)
+
+    def _checkpoint_or_exploit(
+        self, trial: Trial, tune_controller: Any, upper_quantile: list[Trial], lower_quantile: list[Trial]
+    ) -> None:
+        """Ask the switchboard who gives to whom; a state is published at the end of every generation anyway."""
+        if trial.is_finished():  # type: ignore[no-untyped-call]  # ray's own
+            return
+        score = self._trial_state[trial].last_score
+        diverged = score is not None and score <= DIVERGED
+        if (trial in upper_quantile and not diverged) or not (trial in lower_quantile or diverged):
+            return
+        donors = {number_of(donor): donor for donor in upper_quantile if donor is not trial}
+        choice = ray.get(self._board().choose.remote(number_of(trial), sorted(donors)))
+        if choice.donor is not None:
+            self._gap = choice.gap
+            self._exploit(tune_controller, trial, donors[choice.donor])
+
+    def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
+        manager, state = trial.run_metadata.checkpoint_manager, self._trial_state[trial]
+        assert manager is not None
+        kept = manager._latest_checkpoint_result, state.last_perturbation_time, state.last_train_time
+        cannot_pause: Any = CannotPause(tune_controller)
+        super()._exploit(cannot_pause, trial, trial_to_clone)
+        manager._latest_checkpoint_result, state.last_perturbation_time, state.last_train_time = kept
+        ray.get(
+            self._board().exploit.remote(
+                number_of(trial), number_of(trial_to_clone), trial.config["values"], self._how, self._gap
+            )
+        )
+
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the taker's own settings with the donor's values, explored inside the space."""
+        donor = self._trial_state[trial_to_clone].last_result or {}
+        values: Mapping[str, Any] = trial_to_clone.config["values"]
+        rng = random.Random(f"{self._seed}/explore/{number_of(trial)}/{donor.get('generation')}")
+        explored, self._how = self._space.explore(values, rng)
+        return {**trial.config, "values": explored}, {}
+
+    def _board(self) -> Any:
+        return switchboard(self._namespace)
+
+
+DIVERGED = -1e29
+
+
+def number_of(trial: Trial) -> int:
+    """Return which member a trial is."""
+    return int(trial.config["member"])

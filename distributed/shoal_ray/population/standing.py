@@ -1,0 +1,93 @@
+"""Where each member stands, rebuilt from the journals after any death."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal_ray.population.exploit import Parts
+from shoal_ray.population.journal import Row, events
+from shoal_ray.population.orders import Become
+
+
+@dataclass
+class Standing:
+    """What is known of one member.
+
+    Attributes:
+        member: its number.
+        values: of the searched keys, that it trains with now.
+        root: the first member that its weights descend from.
+        rows: what each generation came to, in order.
+        orders: every exploit that it was told of.
+        dead: why it trains no more.
+        donor: whose weights it took last.
+        parts: of its last generation's metric; not kept over a death of the switchboard.
+        former_root: before its last exploit.
+        over: why the search ends for it.
+        incarnation: of its process; an older one is not heard.
+        live: what it said last of its progress: samples, samples_per_sec, state.
+    """
+
+    member: int
+    values: Mapping[str, Any]
+    root: int
+    rows: list[Row] = field(default_factory=list)
+    orders: list[Become] = field(default_factory=list)
+    dead: str | None = None
+    donor: int | None = None
+    parts: Parts | None = None
+    live: dict[str, Any] = field(default_factory=dict)
+    former_root: int = -1
+    incarnation: str = ""
+    over: str | None = None
+
+    @property
+    def row(self) -> Row | None:
+        """The newest generation's row."""
+        return self.rows[-1] if self.rows else None
+
+    @property
+    def samples(self) -> int:
+        """The clock that it told of last."""
+        if "samples" in self.live:
+            return int(self.live["samples"])
+        return int(self.rows[-1]["samples"]) if self.rows else 0
+
+    @property
+    def generation(self) -> int:
+        """Generations behind it."""
+        return int(self.rows[-1]["generation"]) if self.rows else 0
+
+    def take(self, row: Row, root: int) -> None:
+        """Note an exploit, of weights that descend from ``root``."""
+        self.orders.append(
+            Become(row["seq"], row["samples"], row["donor"], row["donor_samples"], row["new"], row["time"])
+        )
+        self.values, self.donor = row["new"], row["donor"]
+        self.root, self.former_root = root, self.root
+
+    def learn(self, loaded: Row) -> None:
+        """Note which weights it really took; its own, where the donor's were lost."""
+        if loaded["source"] == "own":
+            self.root = self.former_root
+
+
+def standings(lineage: Sequence[Row], population: Sequence[Row]) -> dict[int, Standing]:
+    """Return the standing of every member that was born, from the rows of the two journals."""
+    found: dict[int, Standing] = {}
+    for row in events(lineage, "birth"):
+        found[row["member"]] = Standing(row["member"], row["new"], root=row["member"])
+    for row in lineage:
+        match row["event"]:
+            case "exploit":
+                found[row["member"]].take(row, found[row["donor"]].root)
+            case "loaded":
+                found[row["member"]].learn(row)
+            case "death":
+                found[row["member"]].dead = row["reason"]
+            case "start":
+                found[row["member"]].dead = None
+                found[row["member"]].incarnation = row["incarnation"]
+    for row in population:
+        found[row["member"]].rows.append(row)
+    return found
