@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-slow lint format bench clean
 
 VENV ?= .venv
 DATA ?= data/fashion-mnist
@@ -18,7 +18,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && exit; done; echo python3)
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON, VENV=$(VENV), DATA=$(DATA), PIP_ARGS, DEMO_ARGS, TEST_ARGS, BENCH_ARGS"
 
 install: $(INSTALLED) ## Make .venv with Shoal in it (once, and again when pyproject.toml changes)
@@ -42,6 +42,9 @@ demo: ## Fetch Fashion-MNIST, train an autoencoder with two DDP workers, measure
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-slow: $(INSTALLED) ## Run the tests that take many minutes: searches killed again and again, a lost node
+	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -19,9 +19,10 @@ from shoal.config import (
     read_config,
     with_overrides,
 )
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, RunError
 from shoal.objectives import build
 from shoal.objectives.gan import GanConfig
+from shoal.run import Run
 from shoal.strict import dotted_keys
 
 Tiny = Callable[..., RunConfig]
@@ -402,3 +403,164 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
     path.write_text("batch: !!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="is not YAML"):
         read_config(path)
+
+
+# --- changes on the way ----------------------------------------------------------------------------------------------
+
+
+def changed(tiny: Tiny, changes: Any, kind: str = "autoencoder") -> RunConfig:
+    return build_config({**tiny(kind).model_dump(mode="json"), "changes": changes})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {60: {"optim.lr": 1e-4, "nets.latent": 7}},
+        {60: {"optim": {"lr": 1e-4}, "nets": {"latent": 7}}},
+        {60: {"nets.latent": 7, "optim": {"lr": 1e-4}}},
+        {"60": {"optim.lr": 1e-4, "nets": {"latent": 7}}},
+        {"6e1": {"optim.lr": 1e-4, "nets.latent": 7}},
+        {60.0: {"optim.lr": 1e-4, "nets.latent": 7}},
+    ],
+)
+def test_changes_may_be_written_nested_or_dotted(tiny: Tiny, written: Any) -> None:
+    config = changed(tiny, written)
+    assert config.changes == {60: {"optim.lr": 1e-4, "nets.latent": 7}}
+    assert config.at(59) == config
+    assert changed_keys(config, config.at(60)) == ["nets.latent", "optim.lr"]
+    assert (config.at(60).optim.lr, config.at(60).nets.latent) == (1e-4, 7)
+
+
+def test_changes_come_at_their_sample_and_a_later_one_overrides_an_earlier(tiny: Tiny) -> None:
+    # Not in the order of the clock, as a file may have them.
+    config = changed(
+        tiny,
+        {
+            100: {"optim": {"lr": 3e-3, "phases": {"reconstruction": {"clip": 2.0}}}},
+            40: {"optim.lr": 1e-3, "optim.clip": 1.0, "objective.code": "sigmoid"},
+            300: {"optim.clip": None},
+        },
+    )
+    assert config.at(-20) is config
+    assert config.at(0) is config
+    expected = {
+        0: (1e-2, None),
+        39: (1e-2, None),
+        40: (1e-3, 1.0),
+        99: (1e-3, 1.0),
+        100: (3e-3, 1.0),
+        300: (3e-3, None),
+    }
+    assert {at: (config.at(at).optim.lr, config.at(at).optim.clip) for at in expected} == expected
+    assert config.at(99).optim.phases == {}
+    assert config.at(100).optim.phases["reconstruction"].clip == 2.0
+    assert config.at(300).objective.model_dump()["code"] == "sigmoid"
+    later = config.at(300)
+    assert later.changes == config.changes
+    assert later.at(300) == later
+    assert build_config(later.model_dump(mode="json")) == later
+
+
+@given(
+    st.dictionaries(st.integers(1, 500), st.floats(1e-6, 1.0), max_size=5),
+    st.integers(-50, 600),
+)
+def test_the_value_at_a_sample_is_that_of_the_last_change_before_it(changes: dict[int, float], at: int) -> None:
+    values = {"objective": {"name": "autoencoder"}, "nets": {"name": "mlp"}, "optim": {"lr": 0.5}}
+    config = build_config({**values, "changes": {sample: {"optim.lr": lr} for sample, lr in changes.items()}})
+    expected = 0.5
+    for sample in range(1, at + 1):
+        expected = changes.get(sample, expected)
+    assert config.at(at).optim.lr == expected
+
+
+def test_changes_come_back_equal_from_their_yaml(tiny: Tiny, tmp_path: Path) -> None:
+    changes = {60: {"optim": {"lr": 1e-4, "betas": [0.5, 0.9]}}, 120: {"nets.latent": 9, "ema.half_life_samples": 50}}
+    config = changed(tiny, changes)
+    path = tmp_path / "x.yaml"
+    path.write_text(config.to_yaml())
+    again = read_config(path)
+    assert again == config
+    assert again.to_yaml() == config.to_yaml()
+    assert changed_keys(again, config) == []
+    assert again.at(120).optim.betas == (0.5, 0.9)
+
+
+def test_changes_may_be_given_as_overrides(tiny: Tiny) -> None:
+    config = tiny(
+        "gan", "changes={60: {optim.lr: 1e-4}}", "changes.60.optim.betas=[0.1, 0.2]", "changes.80.nets.latent=3"
+    )
+    assert config.changes == {60: {"optim.lr": "1e-4", "optim.betas": [0.1, 0.2]}, 80: {"nets.latent": 3}}
+    assert config.at(80).optim.lr == 1e-4
+    assert config.at(80).optim.betas == (0.1, 0.2)
+    assert with_overrides(config, ["changes.60.optim.lr=1e-5"]).at(60).optim.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "batch",
+        "duration_samples",
+        "seed",
+        "init_seed",
+        "init_from",
+        "data.split",
+        "data.held_out",
+        "data.range",
+        "nets.width",
+        "nets.name",
+        "nets.hidden",
+        "report.every_samples",
+        "checkpoint.keep",
+        "ema",
+        "nets.latent.x",
+        "changes",
+    ],
+)
+def test_what_cannot_change_on_the_way_is_refused(tiny: Tiny, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(tiny, {60: {"optim.lr": 1e-3}, 80: {key: 3}})
+    assert str(caught.value) == (
+        f"changes at sample 80: {key} cannot change while a model trains; only nets.latent, optim.*, objective.* and"
+        " ema.half_life_samples can"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({60: {"optim.lr": -1}}, r"^changes at sample 60: optim\.lr=-1: should be greater than 0$"),
+        ({60: {"optim": {"lrr": 1}}}, r"^changes at sample 60: unknown key optim\.lrr \(did you mean 'optim\.lr'\?\)$"),
+        ({60: {"nets.latent": 0}}, r"^changes at sample 60: nets\.latent=0: should be greater than 0$"),
+        ({60: {"nets.latent": 2.5}}, r"^changes at sample 60: nets\.latent=2\.5: should be a valid integer"),
+        ({60: {"objective.code": "tanh"}}, r"^changes at sample 60: objective\.code='tanh': should be "),
+        ({60: {"optim.phases.generator.lr": 1}}, r"^changes at sample 60: unknown key optim\.phases\.generator"),
+        ({0: {"optim.lr": 1}}, r"changes.*0.*: should be greater than 0"),
+        ({-20: {"optim.lr": 1}}, r"changes.*-20.*: should be greater than 0"),
+        ({"soon": {"optim.lr": 1}}, r"changes.*soon.*: should be a valid integer"),
+        ({60: 3}, r"changes\.60=3: must be a section of keys"),
+        ([60], r"changes=\[60\]: must be a section of keys"),
+    ],
+)
+def test_a_bad_change_is_refused_when_it_is_read(tiny: Tiny, changes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        changed(tiny, changes)
+
+
+def test_a_change_that_only_an_earlier_one_makes_wrong_is_refused(tiny: Tiny) -> None:
+    first = {"optim.phases": {"generator": {"lr": 1e-3}}}
+    assert changed(tiny, {60: first}, "gan").at(60).optim.phases["generator"].lr == 1e-3
+    with pytest.raises(ConfigError, match="changes at sample 80: "):
+        changed(tiny, {60: first, 80: {"optim.phases.generator.lr": -1}}, "gan")
+
+
+@pytest.mark.parametrize(
+    "override", ["changes.60.optim.lr=1e-5", "changes.140.optim.lr=1e-5", "changes={180: {nets.latent: 9}}"]
+)
+def test_a_resume_may_not_change_the_changes(make_run: Callable[..., Run], override: str) -> None:
+    run = make_run("autoencoder", "changes={60: {optim.lr: 1e-4}}")
+    with pytest.raises(
+        RunError, match=r"^changes\.\d+\.\S+ may not change when a run is resumed; only duration_samples"
+    ):
+        run.resumed([override])
+    assert run.resumed(["optim.lr=1e-3", "duration_samples=400"]).config.changes == run.config.changes

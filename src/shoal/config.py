@@ -14,7 +14,7 @@ from shoal.nets import AnyNetConfig, parse_net
 from shoal.objectives import AnyObjectiveConfig, parse_objective
 from shoal.pixels import PixelRange
 from shoal.schedule import OptimConfig
-from shoal.strict import Count, Strict, dotted_keys, parse
+from shoal.strict import Count, Strict, dotted_keys, parse, whole_number
 
 RESUMABLE = ("duration_samples", "optim.lr", "optim.phases.", "report.", "checkpoint.")
 """Keys (or, ending in a dot, sections) that a resumed run may change. Any other would make it a different run."""
@@ -66,9 +66,14 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"{path}: {error}; check the path") from None
 
 
-def _dotted(values: object) -> object:
-    """Take nested sections for the dotted keys that they are."""
-    return flat(values) if isinstance(values, Mapping) else values
+def _one_per_sample(values: object) -> object:
+    """Join what is said twice of a sample, as ``60`` by a file and as ``"60"`` by an override; the later one wins."""
+    if not isinstance(values, Mapping) or not all(isinstance(change, Mapping) for change in values.values()):
+        return values
+    joined: dict[Any, dict[str, Any]] = {}
+    for at, change in values.items():
+        joined.setdefault(whole_number(at), {}).update(flat(change))
+    return joined
 
 
 class RunConfig(Strict):
@@ -90,7 +95,7 @@ class RunConfig(Strict):
     ema: EmaConfig = EmaConfig()
     report: ReportConfig = ReportConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    changes: dict[Annotated[Count, Field(gt=0)], Annotated[dict[str, Any], BeforeValidator(_dotted)]] = Field(
+    changes: Annotated[dict[Annotated[Count, Field(gt=0)], dict[str, Any]], BeforeValidator(_one_per_sample)] = Field(
         {}, description="keys that take other values from a sample on: {60000: {optim.lr: 1e-4, nets.latent: 32}}"
     )
 

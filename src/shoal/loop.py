@@ -63,11 +63,12 @@ def train(
     ) as session:
         while session.samples < config.duration_samples:
             session.adapt(config.at(session.samples))
-            ahead = [at for at in config.changes if session.samples < at < config.duration_samples]
+            begun_at = (-(-at // config.batch) * config.batch for at in config.changes)  # the first step with a change
+            ahead = [at for at in begun_at if session.samples < at < config.duration_samples]
             until = min(ahead, default=config.duration_samples)
-            yield from session.advance(until, should_stop=should_stop, ends=not ahead)
-            if session.samples < until:
-                return  # it was asked to stop
+            stopped = yield from session.advance(until, should_stop=should_stop, ends=not ahead)
+            if stopped:
+                return
 
 
 def check(config: RunConfig, data: DataSet, workers: int) -> list[str]:
@@ -96,7 +97,10 @@ def check(config: RunConfig, data: DataSet, workers: int) -> list[str]:
         num_measured(config, data)
     data.num_rows(held_out_split(config, data))
     for at in sorted(config.changes):
-        check_change(config.at(at - 1), config.at(at), data.shape, data.num_classes)
+        try:
+            check_change(config.at(at - 1), config.at(at), data.shape, data.num_classes)
+        except ConfigError as error:
+            raise ConfigError(f"changes at sample {at}: {error}") from None
     return objective.cautions(config.batch)
 
 

@@ -1,7 +1,7 @@
 """A run in memory: what `train` advances tick by tick, and what becomes another model on the way."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -152,7 +152,7 @@ class Session:
 
     def advance(
         self, until: int, *, should_stop: Callable[[], bool] = lambda: False, ends: bool = True
-    ) -> Iterator[Tick]:
+    ) -> Generator[Tick, None, bool]:
         """Train to the first clock at or past ``until``, yielding on every rank at the same clock values.
 
         Args:
@@ -160,6 +160,9 @@ class Session:
             should_stop: asked at every step on every rank. When any says yes, the step is finished and a last tick
                 comes at that very sample, with a checkpoint.
             ends: whether there is a last tick at ``until``, with measures, pictures and a checkpoint.
+
+        Returns:
+            Whether it was asked to stop, which it may be at ``until`` itself.
 
         Raises:
             RunError: the loss is no longer finite.
@@ -214,7 +217,8 @@ class Session:
             if last:
                 if answer == FAIL:
                     world.raise_first(problem)
-                return
+                return answer == STOP
+        return False
 
     def close(self) -> None:
         """End the thread that reads ahead."""

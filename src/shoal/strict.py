@@ -23,7 +23,7 @@ class Strict(BaseModel):
         return value
 
 
-def _whole_number(value: object) -> object:
+def whole_number(value: object) -> object:
     """Read ``3e6`` and ``3_000_000`` as the whole numbers that they are."""
     if isinstance(value, str):
         try:
@@ -33,7 +33,7 @@ def _whole_number(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, BeforeValidator(_whole_number)]
+Count = Annotated[int, BeforeValidator(whole_number)]
 """A whole number that may be written as ``3e6``."""
 
 Section = TypeVar("Section", bound=Strict)

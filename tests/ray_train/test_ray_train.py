@@ -7,18 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.processes import DEADLINE_SEC, descendants, finish, start, wait_until
 
 from shoal.checkpoint import newest
 from shoal.data.write import write_dataset
-
-DEADLINE_SEC = 240
 
 WORDS = (
     "seed-autoencoder",
@@ -41,34 +39,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(*words: str | Path, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "shoal_ray.cli", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200"},
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    try:
-        said = process.communicate(timeout=DEADLINE_SEC)[0]
-    finally:
-        process.kill()
-    assert process.returncode == code, said
-    assert "Traceback" not in said
-    return said
-
-
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + DEADLINE_SEC
-    while not happened():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)  # between two looks; nothing relies on its length
-
-
 def stranger(driver: int) -> subprocess.Popen[str]:
     """Start a process without the token that tries to join the cluster of a driver."""
     (raylet,) = [title for title in descendants(driver).values() if b"raylet/raylet" in title.split(b"\0")[0]]
@@ -85,26 +55,6 @@ def stranger(driver: int) -> subprocess.Popen[str]:
 def workers_of(driver: int) -> list[int]:
     """Return the pids of the DDP workers that descend from a driver process."""
     return sorted(pid for pid, title in descendants(driver).items() if b"ray::RayTrainWorker" in title)
-
-
-def descendants(driver: int) -> dict[int, bytes]:
-    """Return the command lines of all processes that descend from one."""
-    parents: dict[int, int] = {}
-    titles: dict[int, bytes] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(folder.name)] = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue  # ended meanwhile
-
-    def descends(pid: int) -> bool:
-        while pid in parents and pid != driver:
-            pid = parents[pid]
-        return pid == driver
-
-    return {pid: title for pid, title in titles.items() if descends(pid)}
 
 
 def rows(run: Path) -> list[dict[str, float]]:

@@ -57,10 +57,11 @@ def lineage(
     table = Table(title="the winning line")
     for title in ("member", "from", "to", "fitness", *directory.search.space):
         table.add_column(title, justify="right")
-    for piece in line:
+    for piece, following in zip(line, [*line[1:], None], strict=True):
+        end = piece.end_samples if following is None else following.parent_samples or piece.end_samples
         fitness = "-" if piece.fitness is None else f"{piece.fitness:.5g}"
         values = (shown(piece.values.get(key, "-")) for key in directory.search.space)
-        table.add_row(str(piece.member), f"{piece.start_samples:,}", f"{piece.end_samples:,}", fitness, *values)
+        table.add_row(str(piece.member), f"{piece.start_samples:,}", f"{end:,}", fitness, *values)
     print_table(console, table)
     console.print(f"family tree: {page}", soft_wrap=True, markup=False)
     if export is not None:

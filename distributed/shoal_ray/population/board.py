@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal_ray.display import Tail
 from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.journal import Row, events
+from shoal_ray.population.kinds import LogUniform
 from shoal_ray.tensorboard import FOLDER
 
 with warnings.catch_warnings():
@@ -77,9 +79,16 @@ class PopulationBoard:
             values = [row["values"][key] for row in ordered]
             if all(isinstance(value, int | float) for value in values):
                 self._writer.add_scalar(f"best/{key}", values[0], samples, walltime=now)
-                self._writer.add_histogram(f"hyperparameters/{key}", np.array(values, float), samples, walltime=now)
+                self._distribution(key, np.array(values, float), samples, now)
         self._writer.add_scalar("population/members", len(ordered), samples, walltime=now)
         self._writer.add_text("population", table(ordered, list(self._search.space)), samples)
+
+
+    def _distribution(self, key: str, values: NDArray[np.float64], samples: int, now: float) -> None:
+        name = f"hyperparameters/{key}"
+        if isinstance(self._search.space[key], LogUniform):
+            name, values = f"hyperparameters/log10 {key}", np.log10(values)
+        self._writer.add_histogram(name, values, samples, bins="auto", walltime=now)
 
 
 def by_fitness(rows: Iterable[Row], mode: str) -> list[Row]:

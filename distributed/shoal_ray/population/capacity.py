@@ -30,10 +30,11 @@ def share_out(resources: Resources, population: int, nodes: Sequence[Mapping[str
     """
     workers = population * resources.workers
     cpus = sum(node.get("CPU", 0) for node in nodes)
-    gpus = sum(node.get("GPU", 0) for node in nodes)
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     each = resources.gpus_per_worker
     if each is None:
-        each = float(min(1, _share(gpus, workers))) if gpus else 0.0
+        # A share is of one GPU: Ray gives no worker a part of two.
+        each = _share(1, math.ceil(workers / gpus)) if gpus else 0.0
     return replace(resources, gpus_per_worker=each, cpus_per_worker=float(min(1, _share(cpus, workers))))
 
 

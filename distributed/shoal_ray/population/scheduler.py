@@ -38,6 +38,9 @@ PRIVATE = {
 """Of Ray 2.60: what is overridden or touched here and in ``hosted.py``."""
 
 
+EXPLORE_ATTEMPTS = 10
+
+
 class CannotPause:
     """The controller as Ray's ``_exploit`` sees it: a member takes weights while it lives."""
 
@@ -182,11 +185,19 @@ class InPlacePbt(PopulationBasedTraining):
         )
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the taker's own settings with the donor's values, explored inside the space."""
+        """Return the taker's own settings with the donor's values, explored inside the space.
+
+        All members see the same images in the same order: with the same weights and values two would be one. So it is
+        tried again, a few times, where somebody has these values already.
+        """
         donor = self._trial_state[trial_to_clone].last_result or {}
         values: Mapping[str, Any] = trial_to_clone.config["values"]
-        rng = random.Random(f"{self._seed}/explore/{number_of(trial)}/{donor.get('generation')}")
-        explored, self._how = self._space.explore(values, rng)
+        taken = [other.config["values"] for other in self._trial_state if other is not trial]
+        for attempt in range(EXPLORE_ATTEMPTS):
+            rng = random.Random(f"{self._seed}/explore/{number_of(trial)}/{donor.get('generation')}/{attempt}")
+            explored, self._how = self._space.explore(values, rng)
+            if explored not in taken:
+                break
         return {**trial.config, "values": explored}, {}
 
     def _board(self) -> Any:

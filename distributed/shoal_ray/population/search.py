@@ -1,5 +1,6 @@
 """A whole search on the connected cluster: Ray Tune over members, watched from here."""
 
+import logging
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from shoal_ray.population.capacity import Plan
 from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.journal import Journal, events
 from shoal_ray.population.standing import Standing, standings
-from shoal_ray.population.switchboard import Switchboard
+from shoal_ray.population.switchboard import DIVERGED, Switchboard
 from shoal_ray.population.wire import SWITCHBOARD
 from shoal_ray.stop import StopSignals
 
@@ -105,6 +106,11 @@ def run_search(
         raise SystemExit(signals.exit_code)
     if refusal is not None:
         raise RunError(refusal)
+    if stopping == DIVERGED:
+        raise RunError(
+            f"{DIVERGED}, at sample {max(found.samples for found in standing.values()):,} at the latest; narrow the space"
+            " (a lower optim.lr), set optim.clip, or give exploits a chance with a shorter generation_samples"
+        )
     if "error" in ended:
         raise ClusterError(f"the search was given up: {ended['error']}; --resume goes on") from ended["error"]
     return SearchOutcome(stopping, standing)
@@ -121,6 +127,7 @@ def _tune(
     # Its own loggers would write every trial's results twice more, and its reporter over our view.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost member's traceback; the view tells of it
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")  # members are never paused
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     os.environ.setdefault("TUNE_RESULT_BUFFER_LENGTH", "1")

@@ -23,8 +23,10 @@ class Standing:
         donor: whose weights it took last.
         parts: of its last generation's metric; not kept over a death of the switchboard.
         former_root: before its last exploit.
+        taken_root: of the weights of its last exploit.
         over: why the search ends for it.
         incarnation: of its process; an older one is not heard.
+        group: the placement group that its workers live in, or lived in last.
         live: what it said last of its progress: samples, samples_per_sec, state.
     """
 
@@ -38,7 +40,9 @@ class Standing:
     parts: Parts | None = None
     live: dict[str, Any] = field(default_factory=dict)
     former_root: int = -1
+    taken_root: int = -1
     incarnation: str = ""
+    group: str | None = None
     over: str | None = None
 
     @property
@@ -64,12 +68,12 @@ class Standing:
             Become(row["seq"], row["samples"], row["donor"], row["donor_samples"], row["new"], row["time"])
         )
         self.values, self.donor = row["new"], row["donor"]
-        self.root, self.former_root = root, self.root
+        self.root, self.former_root, self.taken_root = root, self.root, root
 
     def learn(self, loaded: Row) -> None:
         """Note which weights it really took; its own, where the donor's were lost."""
-        if loaded["source"] == "own":
-            self.root = self.former_root
+        if self.orders and loaded["seq"] == self.orders[-1].seq:  # an order may be carried out again after a death
+            self.root = self.former_root if loaded["source"] == "own" else self.taken_root
 
 
 def standings(lineage: Sequence[Row], population: Sequence[Row]) -> dict[int, Standing]:
@@ -88,6 +92,8 @@ def standings(lineage: Sequence[Row], population: Sequence[Row]) -> dict[int, St
             case "start":
                 found[row["member"]].dead = None
                 found[row["member"]].incarnation = row["incarnation"]
+            case "workers":
+                found[row["member"]].group = row["group"]
     for row in population:
         found[row["member"]].rows.append(row)
     return found

@@ -20,6 +20,7 @@ from shoal_ray.population.journal import Journal, Row
 from shoal_ray.population.orders import Leave, Order, Train
 from shoal_ray.population.standing import Standing, standings
 
+DIVERGED = "all members have diverged"
 TOLD_TURNS = 4
 """Answers kept, so that all ranks of a member hear the same."""
 
@@ -33,7 +34,6 @@ class Line:
         self.told: dict[tuple[str, int], Order] = {}
         self.published: tuple[int, list[Any]] | None = None
         self.leaving = False
-        self.group: str | None = None
 
 
 class Switchboard:
@@ -74,13 +74,14 @@ class Switchboard:
             self._training.discard(member)
             standing.incarnation, standing.dead = incarnation, None
         await self._tell()
-        left, line.group = line.group, None
-        return standing.generation, left
+        return standing.generation, standing.group
 
     async def lives_in(self, member: int, incarnation: str, group: str) -> None:
         """Note the placement group of a member's workers."""
+        standing = self._members[member]
         if self._line(member).incarnation == incarnation:
-            self._line(member).group = group
+            self._note({"event": "workers", "member": member, "samples": _samples(standing), "group": group})
+            standing.group = group
 
     async def turn(self, member: int, incarnation: str) -> bool:
         """Wait until a member may train; False: it has nothing more to do here."""
@@ -111,7 +112,7 @@ class Switchboard:
         """Note that a member's workers have left."""
         line = self._line(member)
         if line.incarnation == incarnation:
-            line.leaving, line.group = False, None
+            line.leaving = False
             self._training.discard(member)
             await self._tell()
 
@@ -192,7 +193,8 @@ class Switchboard:
         Args:
             member: its number.
             incarnation: an older one is not heard.
-            row: member, generation, samples, metrics, values, samples_per_sec, state.
+            row: member, generation, samples, metrics, values, samples_per_sec, state, and exploit_sec: from the
+                decision that it takes another's weights to its first step with them, if it did.
             parts: what the metric is the mean of.
             state: the reference of the state, in a list, so that Ray does not fetch it.
         """
@@ -203,17 +205,19 @@ class Switchboard:
             line.published = row["samples"], state
         standing.parts = parts
         standing.live = {**standing.live, "busy": False, "state": "waiting", "samples": row["samples"]}
-        if standing.generation >= row["generation"]:  # after a death, the same steps once more
-            await self._tell()
-            return None
-        fitness = self._fitness(row)
-        best = max((score for score in map(self.score, self._population.rows) if score is not None), default=None)
-        whole = {**row, "fitness": fitness, "time": time.time()}
-        self._population.append(whole)
-        standing.rows.append(whole)
+        if standing.generation < row["generation"]:  # else, after a death, the same steps once more
+            whole = {**row, "fitness": self._fitness(row), "time": time.time()}
+            self._population.append(whole)
+            standing.rows.append(whole)
         await self._tell()
-        score = self.score(whole)
-        return len(self._population.rows) if score is not None and (best is None or score > best) else None
+        # Told again after a death too: that may have been before it was kept.
+        rows = self._population.rows
+        scored = [(score, -index) for index, score in enumerate(map(self.score, rows)) if score is not None]
+        if not scored:
+            return None
+        best = -max(scored)[1]
+        this = (member, row["generation"]) == (rows[best]["member"], rows[best]["generation"])
+        return best + 1 if this else None
 
     async def loaded(self, member: int, incarnation: str, facts: Mapping[str, Any]) -> None:
         """Note which state a member really took: seq, samples, state, source, seconds."""
@@ -263,6 +267,9 @@ class Switchboard:
         taker, giver = self._members[member], self._members[donor]
         assert taker.row is not None
         assert giver.row is not None
+        for order in taker.orders:
+            if order.samples == taker.row["samples"]:  # asked again after a death that came before the answer
+                return order.seq
         seq = 1 + max((row["seq"] for row in self._lineage.rows if "seq" in row), default=0)
         row = {
             "event": "exploit",
@@ -305,6 +312,11 @@ class Switchboard:
         standing = {number: replace(standing, parts=None) for number, standing in self._members.items()}
         return standing, self._stopping, self.refusal
 
+    def close(self) -> None:
+        """Close the journals."""
+        self._lineage.close()
+        self._population.close()
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def score(self, row: Row) -> float | None:
@@ -330,8 +342,8 @@ class Switchboard:
             return "finished"
         newest = [other.row for other in self._members.values() if not other.dead]
         if all(row is not None and row["fitness"] is None for row in newest):
-            self._stopping = "all members have diverged"
-            return self._stopping
+            self._stopping = DIVERGED
+            return DIVERGED
         if stop.hours is not None and time.monotonic() - self._began > 3600 * stop.hours:
             return f"stop.hours={stop.hours:g} are over"
         if stop.plateau_generations is not None and self._plateau() >= stop.plateau_generations:

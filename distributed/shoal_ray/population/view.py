@@ -75,7 +75,7 @@ class SearchView:
         """Print a line that stays."""
         try:
             self._console.print(Text(text), soft_wrap=True)
-        except (OSError, SystemExit):  # the reader has left
+        except (OSError, ValueError, SystemExit):  # the reader has left, or the file is closed
             self._console.quiet = True
 
     def _line(self, row: Row) -> str | None:
@@ -83,8 +83,9 @@ class SearchView:
             case "exploit":
                 return None  # told with its mutation, which comes next
             case "mutation":
-                exploit = next(old for old in reversed(events(self._events, "exploit")) if old["seq"] == row["seq"])
-                return tell(exploit, self._events)
+                exploits = reversed(events(self._events, "exploit"))
+                exploit = next((old for old in exploits if old["seq"] == row["seq"]), None)
+                return tell(exploit, self._events) if exploit else None
             case "loaded" if row["source"] != "memory":
                 lost = "the donor's state is lost: its own weights stay" if row["source"] == "own" else "from disk"
                 return f"member {row['member']}: {row['state']} {lost}"

@@ -82,6 +82,7 @@ class Member:
         self._recorder: Recorder | None = None
         self._keeper = Keeper(directory, number)
         self._decided: float | None = None
+        self._exploit_sec: float | None = None
         self._asked: Callable[[], bool] = FlagWatch(wire.board) if world.first else bool
         self._segments = SegmentWriter(self._run, directory.search, self._since, self._values)
         self._record_from(self._clock)
@@ -139,7 +140,7 @@ class Member:
 
     def _watch_step(self) -> bool:
         if self._decided is not None:
-            self._wire.progress(exploit_sec=time.time() - self._decided)
+            self._exploit_sec = time.time() - self._decided
             self._decided = None
         return bool(self._asked())
 
@@ -169,7 +170,9 @@ class Member:
             "values": dict(self._values),
             "samples_per_sec": speed,
             "state": state,
+            "exploit_sec": self._exploit_sec,
         }
+        self._exploit_sec = None
         if not self._world.first:
             return
         if state == "diverged":

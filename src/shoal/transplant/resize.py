@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from shoal.config import RunConfig
+from shoal.errors import ConfigError
 from shoal.nets.family import ImageShape
 from shoal.transplant.carry import carry
 from shoal.transplant.donor import Donor
@@ -17,8 +18,19 @@ def check_change(old: RunConfig, new: RunConfig, shape: ImageShape, num_classes:
     """Check that a model of one configuration can become one of another.
 
     Raises:
-        ConfigError: the networks differ otherwise than in the size of the latent.
+        ConfigError: the networks differ otherwise than in the size of the latent, or in what is kept beside them.
     """
+    before, after = old.ema.half_life_samples, new.ema.half_life_samples
+    if (before > 0) != (after > 0):
+        raise ConfigError(
+            f"ema.half_life_samples {before} -> {after}: an average cannot begin or end while a model trains; leave it"
+            " at 0, or above 0 from the beginning"
+        )
+    if old.optim.name != new.optim.name and "sgd" in (old.optim.name, new.optim.name):
+        raise ConfigError(
+            f"optim.name {old.optim.name} -> {new.optim.name}: the moments of one are not those of the other; only"
+            " adam and adamw can take each other's place while a model trains"
+        )
     if old.nets != new.nets or old.objective != new.objective:
         read_layout(old, new, shape, num_classes)
 

@@ -1,0 +1,82 @@
+"""What is in a journal once ``append`` has returned, and what a kill can leave of it."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.run import read_rows
+from shoal_ray.population.journal import Journal, events
+
+ROWS: list[dict[str, Any]] = [
+    {"event": "birth", "member": 0, "new": {"optim.lr": 1e-3}},
+    {"event": "start", "member": 0, "note": "naïve \r\n line\u2028"},
+    {"event": "death", "member": 0, "reason": None},
+]
+WHOLE = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+ROW = st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=8), max_size=3)
+
+
+def known(path: Path) -> list[dict[str, Any]]:
+    """Return what a journal finds in a file."""
+    with closing(Journal(path)) as journal:
+        return [dict(row) for row in journal.rows]
+
+
+def test_a_row_that_a_kill_cut_off_is_gone_and_the_next_one_is_readable(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.jsonl"
+    for cut in range(len(WHOLE) + 1):
+        path.write_bytes(WHOLE[:cut])
+        whole = ROWS[: WHOLE[:cut].count(b"\n")]
+        with closing(Journal(path)) as journal:
+            assert journal.rows == read_rows(path) == whole, cut
+            journal.append({"event": "loaded"})
+        assert read_rows(path) == known(path) == [*whole, {"event": "loaded"}], cut
+        assert path.read_bytes().count(b"\n") == len(whole) + 1, cut
+
+
+def test_a_journal_begins_where_there_is_no_file(tmp_path: Path) -> None:
+    assert known(tmp_path / "new.jsonl") == []
+    assert (tmp_path / "new.jsonl").read_bytes() == b""
+
+
+def test_what_was_appended_is_in_the_file_before_append_returns(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.jsonl"
+    with closing(Journal(path)) as journal:
+        for count, row in enumerate(ROWS, 1):
+            journal.append(row)
+            assert read_rows(path) == journal.rows == ROWS[:count]
+
+
+def test_what_follows_a_damaged_row_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.jsonl"
+    first, second, third = WHOLE.splitlines(keepends=True)
+    path.write_bytes(first + b"\0" * len(second) + b"\n" + third)
+    assert known(path) == ROWS[:1]
+    assert path.read_bytes() == first
+
+
+@given(before=st.lists(ROW, max_size=4), after=st.lists(ROW, max_size=4))
+@settings(max_examples=30)
+def test_rows_survive_as_they_were_over_a_reopening(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        for rows in (before, after):
+            with closing(Journal(path)) as journal:
+                journal.append(*rows)
+        assert known(path) == [*before, *after]
+
+
+def test_events_are_those_of_a_name_in_order() -> None:
+    rows: list[dict[str, Any]] = [
+        {"event": "birth", "member": 1},
+        {"member": 2},
+        {"event": "death"},
+        {"event": "birth", "member": 3},
+    ]
+    assert [row["member"] for row in events(rows, "birth")] == [1, 3]
