@@ -1,16 +1,14 @@
 """The run on a Ray cluster: a TorchTrainer whose workers carry out ``shoal.execute``."""
 
-import json
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -18,14 +16,12 @@ from shoal.errors import ClusterError, ShoalError
 from shoal.execute import Outcome, execute
 from shoal.run import FAILURES, Run
 from shoal.world import PROCESS_GROUP_TIMEOUT_SEC, World
+from shoal_ray.failures import CONTROLLER_FAILURES, FailureLog
 from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
 from shoal_ray.tensorboard import TensorBoardSink
 
 POLL_SEC = 0.2
-
-CONTROLLER_FAILURES = 10
-"""How often a start may fail, a minute each, for want of workers, before the run is given up."""
 
 
 @ray.remote(num_cpus=0)
@@ -158,25 +154,3 @@ class FlagWatch:
                     self._asked.set()
             except ray.exceptions.RayError:
                 continue  # the driver is gone, and the run goes on without it; or it is out of reach for a moment
-
-
-def _gist(error: Exception) -> str:
-    """Return an exception's last line: before it, Ray puts the traceback of the worker."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-class FailureLog(UserCallback):
-    """Writes down every loss of workers, from the process that replaces them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Append a row: when, which ranks, and what they said."""
-        row = {
-            "time": time.time(),
-            "workers": {rank: _gist(error) for rank, error in worker_exceptions.items()},
-        }
-        # A note that cannot be written must not bring down the controller that replaces the workers.
-        with suppress(OSError), self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")

@@ -83,7 +83,6 @@ class PopulationBoard:
         self._writer.add_scalar("population/members", len(ordered), samples, walltime=now)
         self._writer.add_text("population", table(ordered, list(self._search.space)), samples)
 
-
     def _distribution(self, key: str, values: NDArray[np.float64], samples: int, now: float) -> None:
         name = f"hyperparameters/{key}"
         if isinstance(self._search.space[key], LogUniform):

@@ -1,4 +1,7 @@
-"""A member as Ray Tune sees it: a Trainable that has a long-lived Ray Train run trained, generation by generation."""
+"""A member as Ray Tune sees it: a Trainable that has a long-lived Ray Train run trained, generation by generation.
+
+Imports no torch, which would take seconds of a processor in every member's own process beside those of its workers.
+"""
 
 import secrets
 import threading
@@ -9,15 +12,11 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 
 from shoal.errors import ClusterError, ShoalError
-from shoal.run import FAILURES
-from shoal.world import PROCESS_GROUP_TIMEOUT_SEC
-from shoal_ray.population.directory import SearchDirectory
-from shoal_ray.population.hosted import HostedTrainer, Tenancy, give_back
+from shoal_ray.failures import CONTROLLER_FAILURES, FailureLog
+from shoal_ray.population.hosted import HostedTrainer, ProcessGroupConfig, Tenancy, give_back
 from shoal_ray.population.wire import switchboard
-from shoal_ray.train import CONTROLLER_FAILURES, FailureLog
 
 POLL_SEC = 1.0
 DIVERGED_SCORE = -1e30
@@ -29,7 +28,8 @@ class MemberTrainable(tune.Trainable):
     """One member: asks the switchboard for its turn, keeps its Train run alive, and passes results to Tune.
 
     ``config``: ``member``, ``values``, and what all share: ``search`` (directory), ``namespace``, ``workers``,
-    ``cpus_per_worker``, ``gpus_per_worker``, ``max_failures``; ``start``: the generation that all begin with.
+    ``cpus_per_worker``, ``gpus_per_worker``, ``max_failures``, ``timeout_sec`` (of a process group), ``failures`` (the
+    file of each member's lost workers); ``start``: the generation that all begin with.
     """
 
     _done: int
@@ -126,12 +126,9 @@ class MemberTrainable(tune.Trainable):
 
     def _fit(self) -> None:
         config = self._settings
-        directory = SearchDirectory.open(Path(config["search"]))
         gpus = config["gpus_per_worker"] or 0.0
-        from shoal_ray.population.worker import worker
-
         trainer = HostedTrainer(
-            worker,  # type: ignore[arg-type]  # ray.train's annotations describe V1: a worker may return a value
+            run_worker,
             train_loop_config={
                 "search": config["search"],
                 "namespace": config["namespace"],
@@ -139,7 +136,7 @@ class MemberTrainable(tune.Trainable):
                 "incarnation": self._incarnation,
             },
             # Workers that share a GPU cannot talk over nccl.
-            torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_SEC),
+            backend_config=ProcessGroupConfig("nccl" if gpus >= 1 else "gloo", config["timeout_sec"]),
             scaling_config=ScalingConfig(
                 num_workers=config["workers"],
                 use_gpu=gpus > 0,
@@ -148,12 +145,12 @@ class MemberTrainable(tune.Trainable):
             run_config=RunConfig(
                 # Ray resumes what it finds under a name it knows; our checkpoints are the truth: no name comes twice.
                 name=f"{self._number:03d}-{time.strftime('%Y%m%d-%H%M%S')}-{self._incarnation}-{secrets.token_hex(2)}",
-                storage_path=str(directory.path / "ray"),
+                storage_path=str(Path(config["search"]) / "ray"),
                 failure_config=FailureConfig(
                     max_failures=config["max_failures"],
-                    controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]  # V1 annotations, as above
+                    controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]  # V1 annotations
                 ),
-                callbacks=[FailureLog(directory.member(self._number) / FAILURES)],  # type: ignore[list-item]  # as above
+                callbacks=[FailureLog(Path(config["failures"][self._number]))],  # type: ignore[list-item]  # as above
             ),
         )
         trainer.tenancy = Tenancy(self._board, self._number, self._incarnation)
@@ -163,3 +160,10 @@ class MemberTrainable(tune.Trainable):
                 self._ended["error"] = value
         except Exception as error:  # handed to the thread that steps, which raises it
             self._ended["error"] = error
+
+
+def run_worker(settings: dict[str, Any]) -> Any:
+    """Carry out a member's orders as one of its workers, where torch is imported."""
+    from shoal_ray.population.worker import worker
+
+    return worker(settings)

@@ -32,8 +32,9 @@ PRIVATE = {
     "_PBTTrialState()": ("last_score", "last_train_time", "last_perturbation_time", "last_checkpoint", "last_result"),
     "Trial.run_metadata.checkpoint_manager": ("_latest_checkpoint_result",),
     "TuneController": ("_schedule_trial_train", "get_live_trials", "get_trials", "pause_trial"),
-    "TorchTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
+    "DataParallelTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
     "TrainController": ("run", "get_result"),
+    "ray.train.torch.config": ("_set_torch_distributed_env_vars", "_setup_torch_process_group", "_shutdown_torch"),
 }
 """Of Ray 2.60: what is overridden or touched here and in ``hosted.py``."""
 

@@ -13,7 +13,8 @@ import ray
 
 from shoal.data import DataSet
 from shoal.errors import ClusterError, RunError
-from shoal.run import Run
+from shoal.run import FAILURES, Run
+from shoal.world import PROCESS_GROUP_TIMEOUT_SEC
 from shoal_ray.population.capacity import Plan
 from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.journal import Journal, events
@@ -91,7 +92,6 @@ def run_search(
         .options(name=SWITCHBOARD, num_cpus=0, max_concurrency=1000, max_restarts=-1, max_task_retries=-1)
         .remote(str(directory.path), plan.slots)
     )
-    ray.get(board.is_set.remote())
     ended: dict[str, Any] = {}
     thread = threading.Thread(target=_tune, args=(directory, plan, known, namespace, max_failures, ended), daemon=True)
     thread.start()
@@ -108,8 +108,8 @@ def run_search(
         raise RunError(refusal)
     if stopping == DIVERGED:
         raise RunError(
-            f"{DIVERGED}, at sample {max(found.samples for found in standing.values()):,} at the latest; narrow the space"
-            " (a lower optim.lr), set optim.clip, or give exploits a chance with a shorter generation_samples"
+            f"{DIVERGED} by sample {max(found.samples for found in standing.values()):,}; narrow the space (a lower"
+            " optim.lr), set optim.clip, or give exploits a chance with a smaller generation_samples"
         )
     if "error" in ended:
         raise ClusterError(f"the search was given up: {ended['error']}; --resume goes on") from ended["error"]
@@ -148,6 +148,8 @@ def _tune(
         "cpus_per_worker": resources.cpus_per_worker,
         "gpus_per_worker": resources.gpus_per_worker,
         "max_failures": max_failures,
+        "timeout_sec": PROCESS_GROUP_TIMEOUT_SEC,
+        "failures": {number: str(directory.member(number) / FAILURES) for number in alive},
     }
     start = max(standing.generation for standing in alive.values())
     if search.algorithm == "pbt" and search.synchronous:

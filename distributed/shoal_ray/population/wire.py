@@ -2,13 +2,15 @@
 
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from shoal.world import World
 from shoal_ray.population.exploit import Parts
 from shoal_ray.population.orders import Order
+
+if TYPE_CHECKING:
+    from shoal.world import World  # imports torch
 
 SWITCHBOARD = "shoal-switchboard"
 """The actor's name, in the namespace that the driver connected with."""
@@ -31,7 +33,7 @@ class Wire:
         world: the workers that started together.
     """
 
-    def __init__(self, namespace: str, member: int, incarnation: str, world: World) -> None:
+    def __init__(self, namespace: str, member: int, incarnation: str, world: "World") -> None:
         self.board = switchboard(namespace)
         self._me = member, incarnation
         self._first = world.first

@@ -41,7 +41,10 @@ def worker(settings: Mapping[str, Any]) -> dict[str, Any] | ShoalError:
     """Carry out a member's orders until it is told to leave. A user's error is returned, not raised: no retry."""
     keep_freed_memory()
     try:
-        world = World.joined(get_device())
+        device = get_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        world = World.joined(device)
         directory = SearchDirectory.open(Path(settings["search"]))
         wire = Wire(settings["namespace"], settings["member"], settings["incarnation"], world)
         with Member(directory, settings["member"], world, wire) as member:
