@@ -64,7 +64,13 @@ def check_capacity(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
 def fitting(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many workers fit, counted node by node; as many as were asked for where they ask for nothing."""
     asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0.0}
+
+    def places(kind: str, each: float, there: float) -> int:
+        if kind == "GPU" and each < 1:  # Ray takes a share from one GPU, never from two
+            return int(there) * int(1 / each + 1e-9)
+        return int(there / each + 1e-9)
+
     return sum(
-        min((int(node.get(kind, 0) / each + 1e-9) for kind, each in asked.items() if each), default=resources.workers)
+        min((places(kind, each, node.get(kind, 0)) for kind, each in asked.items() if each), default=resources.workers)
         for node in nodes
     )

@@ -206,7 +206,8 @@ class Switchboard:
         standing.parts = parts
         standing.live = {**standing.live, "busy": False, "state": "waiting", "samples": row["samples"]}
         if standing.generation < row["generation"]:  # else, after a death, the same steps once more
-            whole = {**row, "fitness": self._fitness(row), "time": time.time()}
+            known = {"fitness": self._fitness(row), "has_parts": parts is not None}
+            whole = {**row, **known, "time": time.time()}
             self._population.append(whole)
             standing.rows.append(whole)
         await self._tell()
@@ -256,7 +257,7 @@ class Switchboard:
             min_gap=search.exploit.min_gap,
             max_share=search.exploit.max_share,
             progress=samples / search.samples,
-            has_parts=any(standing.parts is not None for standing in self._members.values()),
+            has_parts=any(row.get("has_parts") for row in self._population.rows),
             rng=random.Random(f"{search.seed}/donor/{member}/{samples}"),
         )
 

@@ -1,7 +1,8 @@
 """What the terminal shows of a search: a live table of members, or plain lines where nobody watches."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -44,13 +45,17 @@ class SearchView:
     def __enter__(self) -> "SearchView":
         """Begin to show."""
         if self._live:
-            self._live.start()
+            with self._reader_may_leave():
+                self._live.start()
+            if self._console.quiet:
+                self._live = None  # half started, it could not be stopped either
         return self
 
     def __exit__(self, *_: object) -> None:
         """Finish."""
         if self._live:
-            self._live.stop()
+            with self._reader_may_leave():
+                self._live.stop()
 
     def look(self, standings: Mapping[int, Standing]) -> None:
         """Show where everyone stands now."""
@@ -73,9 +78,15 @@ class SearchView:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        try:
+        with self._reader_may_leave():
             self._console.print(Text(text), soft_wrap=True)
-        except (OSError, ValueError, SystemExit):  # the reader has left, or the file is closed
+
+    @contextmanager
+    def _reader_may_leave(self) -> Iterator[None]:
+        """Fall silent for good where printing fails: the reader has left, or the file is closed."""
+        try:
+            yield
+        except (OSError, ValueError, SystemExit):
             self._console.quiet = True
 
     def _line(self, row: Row) -> str | None:
