@@ -69,6 +69,15 @@ def like_fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return DataSet.open(path)
 
 
+def test_the_example_of_the_page_is_a_search(tmp_path: Path, like_fashion_mnist: DataSet) -> None:
+    page = Path(__file__).parents[2] / "docs" / "population.md"
+    path = tmp_path / "search.yaml"
+    path.write_text(page.read_text().partition("```yaml\n")[2].partition("```")[0])
+    found = read_search(path)
+    assert len(found.space) == 5
+    assert check_search(found, like_fashion_mnist, workers=2) == []
+
+
 def test_there_are_the_searches_of_the_manual() -> None:
     assert [path.stem for path in SEARCHES] == ["autoencoder-asha", "autoencoder-pbt", "gan-pbt", "smoke", "vae-pbt"]
 

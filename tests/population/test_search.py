@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +166,9 @@ def test_a_killed_worker_a_killed_member_and_a_killed_switchboard_change_nothing
     assert_best_is_true(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
 def test_a_driver_that_ends_is_resumed(
     undisturbed: Path, data: Path, config: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -183,6 +187,7 @@ def test_a_driver_that_ends_is_resumed(
     assert_best_is_true(path)
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_takes_weights_and_gives_none(data: Path, config: Path, tmp_path: Path) -> None:
     path = tmp_path / "search"
     words = ("space.optim.lr={choice: [1.0e-3, 1.0e+30], resample: 0}", "population=4", "generations=3")
@@ -200,12 +205,14 @@ def test_a_member_that_diverges_takes_weights_and_gives_none(data: Path, config:
     load_model(path / "best", torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_population_that_diverges_altogether_stops_with_the_reason(data: Path, config: Path, tmp_path: Path) -> None:
     words = ("space.optim.lr={uniform: [1.0e+29, 1.0e+30]}", "population=2")
     said = finish(start("tune", config, *words, "--data", data, "--out", tmp_path / "search"), code=2)
     assert "all members have diverged" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [("algorithm=pbt", "synchronous=false", "--turns"), ("algorithm=asha", "reduction_factor=2")],
@@ -227,5 +234,59 @@ def test_more_members_than_fit_at_once(data: Path, config: Path, tmp_path: Path,
         assert {row["reason"] for row in ends.values()} == {"finished", "stopped early"}
     else:
         assert full == {0, 1, 2}
+    assert_consistent(path)
+    assert_best_is_true(path)
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the address of a cluster of two nodes on this machine, and what kills the one that is not the head."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        other = cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        yield cluster.address, lambda: cluster.remove_node(other, allow_graceful=False)
+    finally:
+        cluster.shutdown()  # type: ignore[no-untyped-call]  # ray's own
+
+
+@pytest.mark.slow
+def test_a_lost_node_changes_nothing(
+    two_nodes: tuple[str, Callable[[], None]], undisturbed: Path, data: Path, config: Path, tmp_path: Path
+) -> None:
+    address, lose_node = two_nodes
+    path = tmp_path / "search"
+    words = ("--address", address, "--cpus-per-worker", "0.6", "--max-failures", "-1")
+    process = start("tune", config, "--data", data, "--out", path, *words)
+    rows = rows_of(path)
+    wait_until(lambda: rows() >= 4, process)
+    lose_node()
+    said = finish(process)
+    assert population(path) == population(undisturbed), said
+    assert_consistent(path)
+    assert_best_is_true(path)
+
+
+@pytest.mark.slow
+def test_a_search_killed_at_twenty_random_moments_comes_to_the_same_end(
+    undisturbed: Path, data: Path, config: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "search"
+    rng = random.Random(0)
+    words: tuple[str | Path, ...] = ("tune", config, "--data", data, "--out", path)
+    for _ in range(20):
+        process = start(*words)
+        try:
+            process.wait(rng.uniform(8, 40))  # from before the first worker to beyond the last generation
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        if (path / "search.yaml").is_file():
+            words = ("tune", "--resume", "--out", path)
+            assert_consistent(path)
+    finish(start(*words))
+    assert population(path) == population(undisturbed)
     assert_consistent(path)
     assert_best_is_true(path)

@@ -30,10 +30,12 @@ PRIVATE = {
     ),
     "PopulationBasedTraining()": ("_trial_state", "_synch", "_next_perturbation_sync"),
     "_PBTTrialState()": ("last_score", "last_train_time", "last_perturbation_time", "last_checkpoint", "last_result"),
+    "Trial()": ("is_finished", "should_recover", "status", "config", "run_metadata"),
     "Trial.run_metadata.checkpoint_manager": ("_latest_checkpoint_result",),
     "TuneController": ("_schedule_trial_train", "get_live_trials", "get_trials", "pause_trial"),
     "DataParallelTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
     "TrainController": ("run", "get_result"),
+    "WorkerGroupCallback": ("after_worker_group_start",),
     "ray.train.torch.config": ("_set_torch_distributed_env_vars", "_setup_torch_process_group", "_shutdown_torch"),
 }
 """Of Ray 2.60: what is overridden or touched here and in ``hosted.py``."""
