@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shoal.data import DataSet
 from shoal.errors import DataError, RunError
+from shoal.memory import keep_freed_memory
 from shoal.model import Model
 from shoal.objectives import Generates, HasCodebook, HasLikelihood, Reconstructs
 from shoal.quality.codes import code_measures
@@ -90,6 +91,7 @@ def evaluate(
         DataError: no such split, fewer images in it than ``num``, or an extractor that does not fit.
         RunError: images of another shape, or a model that has diverged.
     """
+    keep_freed_memory()
     world = world or World.local(model.device)
     share = Workshare(world, data.shape, progress)
     generates = isinstance(model.objective, Generates)
