@@ -54,9 +54,7 @@ def execute(
     Raises:
         ShoalError: what the user can mend; the same on every worker.
     """
-    keep_freed_memory()
-    if world.device.type == "cuda":
-        torch.backends.cudnn.deterministic = True  # or a resumed run would differ in its last bits
+    prepare(world.device)
     failure: ShoalError | None = None
 
     def ask() -> bool:
@@ -88,6 +86,13 @@ def execute(
     if failure is not None:
         raise failure
     return Outcome(samples, stopped=samples < run.config.duration_samples)
+
+
+def prepare(device: torch.device) -> None:
+    """Set up this process for training on a device."""
+    keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True  # or a resumed run would differ in its last bits
 
 
 @contextmanager

@@ -208,8 +208,8 @@ class Session:
                 last or due(config.report.images_every_samples, before, state.samples)
             )
             # Not when it is asked to stop before its end: whoever asks may not wait for long.
-            measures = answer == GO_ON and (
-                (done and ends) or due(config.report.quality_every_samples, before, state.samples)
+            measures = (done and ends and answer != FAIL) or (
+                answer == GO_ON and due(config.report.quality_every_samples, before, state.samples)
             )
             if saves or shows or measures or due(config.report.every_samples, before, state.samples):
                 yield self._tick(since, state.samples - told_at, shows=shows, measures=measures, saves=saves)

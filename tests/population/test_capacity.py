@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import ClusterError
-from shoal_ray.population.capacity import plan, share_out
+from shoal_ray.population.capacity import at_once, plan, share_out
 from shoal_ray.resources import Resources
 
 CPU_NODE = {"CPU": 4.0}
@@ -54,9 +54,9 @@ def test_a_population_that_does_not_fit_is_refused_with_the_arithmetic() -> None
     with pytest.raises(ClusterError) as refused:
         plan(Resources(2, cpus_per_worker=0.5), 6, [CPU_NODE], turns=False, parallel=True)
     assert str(refused.value) == (
-        "a population of 6 members of 2 worker(s), 0.5 CPU and 0 GPU each, does not fit: the cluster has room for 4 at"
-        " once. Use --population 4, a smaller --cpus-per-worker or --gpus-per-worker, a larger cluster, or --turns to"
-        " train them in turns"
+        "a population of 6 members of 2 worker(s), 0.5 CPU and 0 GPU each, and 0.7 GB of memory at least, does not fit:"
+        " there is room for 4 at once. Use --population 4, a smaller --cpus-per-worker or --gpus-per-worker, a larger"
+        " cluster, or --turns to train them in turns"
     )
 
 
@@ -80,10 +80,35 @@ def test_nodes_are_counted_one_by_one() -> None:
 def test_one_gpu_each_where_there_are_enough_and_none_is_asked_for() -> None:
     found = plan(Resources(), 2, [{"CPU": 8.0, "GPU": 2.0}], turns=False, parallel=True)
     assert found.resources.gpus_per_worker == 1
-    with pytest.raises(ClusterError, match=r"1 CPU and 1 GPU each, does not fit: the cluster has room for 2 at once"):
+    with pytest.raises(ClusterError, match=r"1 CPU and 1 GPU each, .* there is room for 2 at once"):
         plan(Resources(), 3, [{"CPU": 8.0, "GPU": 2.0}], turns=False, parallel=True)
 
 
 def test_a_member_that_does_not_fit_at_all_is_refused_even_in_turns() -> None:
     with pytest.raises(ClusterError, match="8 workers of 1 CPU each do not fit"):
         plan(Resources(8), 2, [CPU_NODE], turns=True, parallel=False)
+
+
+def test_members_that_processors_have_room_for_must_find_memory_too() -> None:
+    node = CPU_NODE | {"memory": 2.2e9}  # of three members with 0.7 GB each
+    resources = Resources(cpus_per_worker=0.5)
+    assert plan(resources, 8, [CPU_NODE], turns=False, parallel=True).slots == 8
+    assert plan(resources, 3, [node], turns=False, parallel=True).slots == 3
+    assert plan(resources, 8, [node], turns=True, parallel=True).slots == 3
+    assert plan(resources, 8, [node, node], turns=True, parallel=True).slots == 6
+    with pytest.raises(ClusterError, match=r"room for 3 at once\. Use --population 3"):
+        plan(resources, 4, [node], turns=False, parallel=True)
+
+
+def test_one_member_trains_whatever_memory_there_is() -> None:
+    assert plan(Resources(), 4, [CPU_NODE | {"memory": 1e8}], turns=True, parallel=True).slots == 1
+
+
+@pytest.mark.parametrize(
+    ("population", "cpus", "parallel", "few"),
+    [(16, 2.0, True, 16), (16, 2.0, False, 8), (5, 2.0, False, 5), (16, 1.0, False, 4), (3, 0.1, False, 1)],
+)
+def test_members_that_need_not_train_at_once_share_a_machine_a_few_at_a_time(
+    population: int, cpus: float, parallel: bool, few: int
+) -> None:
+    assert at_once(population, [{"CPU": cpus / 2}, {"CPU": cpus / 2}, {}], parallel=parallel) == few

@@ -6,9 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.errors import RunError
 from shoal.run import read_rows
 from shoal_ray.population.journal import Journal, events
 
@@ -53,12 +55,28 @@ def test_what_was_appended_is_in_the_file_before_append_returns(tmp_path: Path) 
             assert read_rows(path) == journal.rows == ROWS[:count]
 
 
-def test_what_follows_a_damaged_row_is_not_believed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"\0" * 20, b"[1, 2]", b'{"event": "sta', b"", b"\xff{}"])
+def test_a_damaged_row_in_the_middle_is_refused_and_nothing_is_thrown_away(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "lineage.jsonl"
-    first, second, third = WHOLE.splitlines(keepends=True)
-    path.write_bytes(first + b"\0" * len(second) + b"\n" + third)
-    assert known(path) == ROWS[:1]
-    assert path.read_bytes() == first
+    first, _, third = WHOLE.splitlines(keepends=True)
+    damaged = first + damage + b"\n" + third
+    path.write_bytes(damaged)
+    with pytest.raises(RunError) as refused:
+        Journal(path)
+    assert str(refused.value) == (
+        f"{path} is damaged at line 2 of 3: what follows would be lost; mend or remove that line"
+    )
+    assert path.read_bytes() == damaged
+    path.write_bytes(first + third)
+    assert known(path) == [ROWS[0], ROWS[2]]
+
+
+def test_a_damaged_row_at_the_end_is_what_a_kill_left(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.jsonl"
+    first, second, _ = WHOLE.splitlines(keepends=True)
+    path.write_bytes(first + second + b"\0" * 20 + b"\n")
+    assert known(path) == ROWS[:2]
+    assert path.read_bytes() == first + second
 
 
 @given(before=st.lists(ROW, max_size=4), after=st.lists(ROW, max_size=4))

@@ -215,8 +215,8 @@ def test_a_population_that_diverges_altogether_stops_with_the_reason(data: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
-    [("algorithm=pbt", "synchronous=false", "--turns"), ("algorithm=asha", "reduction_factor=2")],
-    ids=["asynchronous-in-turns", "asha"],
+    [("synchronous=false", "--turns"), ("--turns",), ("algorithm=asha", "reduction_factor=2")],
+    ids=["asynchronous-in-turns", "in-turns", "asha"],
 )
 def test_more_members_than_fit_at_once(data: Path, config: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     path = tmp_path / "search"

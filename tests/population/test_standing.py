@@ -14,7 +14,7 @@ def birth(member: int) -> Row:
     return {"event": "birth", "member": member, "samples": 0, "new": {"lr": float(member)}, "time": 0.0}
 
 
-def exploit(seq: int, member: int, donor: int, samples: int = 100, **new: Any) -> Row:
+def exploit(seq: int, member: int, donor: int, *, root: int, samples: int = 100, **new: Any) -> Row:
     return {
         "event": "exploit",
         "seq": seq,
@@ -22,6 +22,7 @@ def exploit(seq: int, member: int, donor: int, samples: int = 100, **new: Any) -
         "samples": samples,
         "donor": donor,
         "donor_samples": samples + 1,
+        "root": root,
         "new": new or {"lr": 0.5},
         "time": 7.0,
     }
@@ -53,15 +54,15 @@ def test_members_are_born_with_their_values_and_as_their_own_roots() -> None:
 
 
 def test_an_exploit_changes_values_donor_and_root_and_is_an_order() -> None:
-    one = standings([*BIRTHS, exploit(3, 1, 2, lr=9.0)], [])[1]
+    one = standings([*BIRTHS, exploit(3, 1, 2, root=2, lr=9.0)], [])[1]
     assert (one.values, one.donor, one.root) == ({"lr": 9.0}, 2, 2)
     assert one.orders == [Become(3, 100, 2, 101, {"lr": 9.0}, 7.0)]
 
 
-def test_a_root_is_that_of_the_donor_at_the_time() -> None:
-    assert roots(exploit(1, 1, 0), exploit(2, 2, 1)) == [0, 0, 0]
-    assert roots(exploit(1, 2, 1), exploit(2, 1, 0)) == [0, 0, 1]
-    assert roots(exploit(1, 2, 1), exploit(2, 1, 0), exploit(3, 0, 2)) == [1, 0, 1]
+def test_a_root_is_that_of_the_state_that_was_taken_whatever_its_donor_has_become() -> None:
+    assert roots(exploit(1, 1, 0, root=0), exploit(2, 2, 1, root=0)) == [0, 0, 0]
+    assert roots(exploit(1, 1, 0, root=0), exploit(2, 2, 1, root=1)) == [0, 0, 1]  # its state of before
+    assert roots(exploit(1, 2, 1, root=1), exploit(2, 1, 0, root=0), exploit(3, 0, 2, root=1)) == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -73,12 +74,15 @@ def test_a_root_is_that_of_the_donor_at_the_time() -> None:
         ([loaded(1, 1, "own"), loaded(1, 1, "own")], 1),
         ([loaded(1, 1, "memory"), loaded(1, 1, "own")], 1),  # carried out again, when the donor's had gone
         ([loaded(1, 1, "own"), loaded(1, 1, "checkpoint")], 2),  # carried out again, when it was there again
-        ([loaded(1, 1, "own"), exploit(2, 1, 0), loaded(2, 1, "own")], 1),
-        ([loaded(1, 1, "memory"), exploit(2, 1, 0), loaded(1, 1, "own")], 0),  # the later order is still to come
+        ([loaded(1, 1, "own"), exploit(2, 1, 0, root=0), loaded(2, 1, "own")], 1),
+        (
+            [loaded(1, 1, "memory"), exploit(2, 1, 0, root=0), loaded(1, 1, "own")],
+            0,
+        ),  # the later order is still to come
     ],
 )
 def test_who_could_not_take_the_donors_weights_descends_from_whom_it_did(rows: list[Row], root: int) -> None:
-    assert roots(exploit(1, 1, 2), *rows)[1] == root
+    assert roots(exploit(1, 1, 2, root=2), *rows)[1] == root
 
 
 def test_the_newest_start_speaks_for_a_member_and_makes_it_alive() -> None:

@@ -30,6 +30,7 @@ def exploit(seq: int, member: int, donor: int) -> Sequence[dict[str, Any]]:
             "new": values,
             "before": 0.9,
             "after": 0.1,
+            "root": donor,
             "gap": None,
         },
         {**common, "event": "mutation", "old": {"nets.latent": 8}, "new": {"nets.latent": 16}, "how": {}},

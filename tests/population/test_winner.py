@@ -12,7 +12,7 @@ from shoal.data import DataSet
 from shoal.errors import RunError
 from shoal.loop import check
 from shoal_ray.population.directory import SearchDirectory
-from shoal_ray.population.winner import winner
+from shoal_ray.population.winner import best_line, winner
 
 Row = dict[str, Any]
 LR, LATENT = "optim.lr", "nets.latent"
@@ -39,6 +39,7 @@ def exploit(seq: int, member: int, samples: int, donor: int, at: int, lr: float,
         "new": values(lr, latent),
         "before": 1.0,
         "after": 0.5,
+        "root": donor,
         "gap": None,
         "time": 0.0,
     }
@@ -59,10 +60,16 @@ def rows(fitness: dict[int, Sequence[float]]) -> list[Row]:
 
 @pytest.fixture
 def told(make_search: Callable[..., SearchDirectory]) -> Callable[..., SearchDirectory]:
-    """Return ``told(lineage, population, *overrides)``: a search with these journals."""
+    """Return ``told(lineage, population, best, *overrides)``: a search with these journals and this (member, clock)."""
 
-    def make(lineage: Sequence[Row], population: Sequence[Row], *overrides: str) -> SearchDirectory:
+    def make(
+        lineage: Sequence[Row], population: Sequence[Row], best: tuple[int, int] | None, *overrides: str
+    ) -> SearchDirectory:
         directory = make_search(*overrides)
+        if best is not None:
+            directory.best.mkdir()
+            (row,) = (row for row in population if (row["member"], row["samples"]) == best)
+            (directory.best / "origin.json").write_text(json.dumps(row))
         for path, journal in ((directory.lineage, lineage), (directory.population, population)):
             path.write_text("".join(json.dumps(row) + "\n" for row in journal))
         return directory
@@ -85,6 +92,7 @@ def test_the_winner_begins_as_its_root_and_changes_where_its_weights_did(
             exploit(3, 1, 400, 0, 400, 0.009, 4),  # not of the winning line
         ],
         rows({0: [9, 8, 7, 2, 1], 1: [5, 4, 4, 4, 3], 2: [9, 9, 3, 3, 3]}),
+        (0, 500),
     )
     found = winner(directory)
     assert found.changes == {200: {LR: 0.004}, 300: {LATENT: 16}}
@@ -92,7 +100,42 @@ def test_the_winner_begins_as_its_root_and_changes_where_its_weights_did(
     assert found.init_seed == first.init_seed == found.seed + 1
     assert found.model_copy(update={"changes": {}}) == first
     assert found.duration_samples == directory.search.samples == 500
+    assert best_line(directory)[1] == 500
     assert build_config(found.model_dump(mode="json")) == found
+    check(found, DataSet.open(directory.data), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("best", "first", "changes"),
+    [
+        ((0, 100), 0, {}),
+        ((0, 200), 0, {}),  # at the clock where it took other weights: of before
+        ((0, 300), 1, {200: {LR: 0.003}}),
+        ((1, 200), 1, {}),
+        ((1, 300), 1, {}),
+        ((1, 400), 1, {200: {LR: 0.003}, 300: {LR: 0.004}}),
+    ],
+)
+def test_the_winner_is_what_lies_in_best_and_ends_where_that_was_measured(
+    told: Callable[..., SearchDirectory], best: tuple[int, int], first: int, changes: dict[int, Any]
+) -> None:
+    # Whatever the members came to since: their last fitness is better, as after an interrupted write, or worse.
+    directory = told(
+        [
+            birth(0, 0.001),
+            birth(1, 0.002),
+            exploit(1, 0, 200, 1, 200, 0.003),
+            exploit(2, 1, 300, 0, 300, 0.004),
+            exploit(3, 0, 400, 1, 400, 0.005),
+        ],
+        rows({0: [1, 2, 3, 4, 9], 1: [4, 3, 2, 1, 0.5]}),
+        best,
+    )
+    found = winner(directory)
+    line, end = best_line(directory)
+    assert (line[-1].member, end) == best
+    assert (line[0].member, line[0].start_samples) == (first, 0)
+    assert (found.init_seed, found.changes, found.duration_samples) == (found.seed + first, changes, best[1])
     check(found, DataSet.open(directory.data), workers=1)
 
 
@@ -105,10 +148,14 @@ def test_where_members_do_not_wait_the_clock_is_that_of_the_weights(told: Callab
             exploit(2, 1, 500, 0, 400, 0.004),  # 300 and then 200 -> 400 in member 0: 500
         ],
         rows({0: [9, 9, 5, 5], 1: [9, 9, 9, 9, 9, 1]}),
+        (1, 600),
         "synchronous=false",
         "generations=6",
     )
-    assert winner(directory).changes == {300: {LR: 0.003}, 500: {LR: 0.004}}
+    found = winner(directory)
+    assert found.changes == {300: {LR: 0.003}, 500: {LR: 0.004}}
+    assert found.duration_samples == 300 + 200 + 100
+    check(found, DataSet.open(directory.data), workers=1)
 
 
 def test_a_donor_that_was_lost_leaves_the_members_own_line(told: Callable[..., SearchDirectory]) -> None:
@@ -120,6 +167,7 @@ def test_a_donor_that_was_lost_leaves_the_members_own_line(told: Callable[..., S
             loaded(1, 0, 200, "0@200", "own"),
         ],
         rows({0: [9, 9, 1], 1: [5, 5, 5]}),
+        (0, 300),
     )
     found = winner(directory)
     assert (found.init_seed, found.optim.lr, found.changes) == (found.seed, 0.001, {200: {LR: 0.003}})
@@ -136,25 +184,29 @@ def test_two_changes_at_one_sample_of_the_weights_are_one(told: Callable[..., Se
             loaded(2, 0, 200, "0@200", "own"),
         ],
         rows({0: [9, 9, 1], 1: [5, 5, 5]}),
+        (0, 300),
     )
     assert winner(directory).changes == {200: {LR: 0.005, LATENT: 8}}
 
 
 def test_a_winner_that_never_changed_is_its_birth(told: Callable[..., SearchDirectory]) -> None:
-    directory = told([birth(0, 0.001), birth(1, 0.002)], rows({0: [0.1], 1: [0.3]}), "fitness.mode=max")
+    directory = told([birth(0, 0.001), birth(1, 0.002)], rows({0: [0.1], 1: [0.3]}), (1, 100), "fitness.mode=max")
     found = winner(directory)
     assert (found.optim.lr, found.init_seed, found.changes) == (0.002, found.seed + 1, {})
+    assert found.duration_samples == 100
 
 
 def test_a_search_that_trained_nothing_has_no_winner(told: Callable[..., SearchDirectory]) -> None:
-    directory = told([birth(0, 0.001)], [])
+    directory = told([birth(0, 0.001)], [], None)
     with pytest.raises(RunError, match="has trained nothing yet; go on with --resume"):
         winner(directory)
 
 
 def test_the_run_can_be_written_and_read(told: Callable[..., SearchDirectory], tmp_path: Path) -> None:
     directory = told(
-        [birth(0, 0.001), birth(1, 0.002), exploit(1, 0, 100, 1, 100, 0.004, 16)], rows({0: [9, 1], 1: [5, 5]})
+        [birth(0, 0.001), birth(1, 0.002), exploit(1, 0, 100, 1, 100, 0.004, 16)],
+        rows({0: [9, 1], 1: [5, 5]}),
+        (0, 200),
     )
     path = tmp_path / "winner.yaml"
     path.write_text(winner(directory).to_yaml())

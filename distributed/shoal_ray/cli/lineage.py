@@ -38,12 +38,10 @@ def lineage(
     """Write SEARCH/lineage.html, the family tree, and print the winning line."""
     from shoal_ray.population.board import shown
     from shoal_ray.population.directory import SearchDirectory
-    from shoal_ray.population.lineage_page import segments, winning_line
-    from shoal_ray.population.winner import winner
+    from shoal_ray.population.winner import best_line, winner
 
     directory = SearchDirectory.open(expanded(search))
-    pieces = segments(read_rows(directory.lineage), read_rows(directory.population))
-    line = [pieces[index] for index in winning_line(pieces, directory.search.fitness.mode)]
+    line, last = best_line(directory)
     if export is not None:
         target = expanded(export)
         if target.suffix not in (".yaml", ".yml"):
@@ -58,7 +56,7 @@ def lineage(
     for title in ("member", "from", "to", "fitness", *directory.search.space):
         table.add_column(title, justify="right")
     for piece, following in zip(line, [*line[1:], None], strict=True):
-        end = piece.end_samples if following is None else following.parent_samples or piece.end_samples
+        end = last if following is None else following.parent_samples or piece.end_samples
         fitness = "-" if piece.fitness is None else f"{piece.fitness:.5g}"
         values = (shown(piece.values.get(key, "-")) for key in directory.search.space)
         table.add_row(str(piece.member), f"{piece.start_samples:,}", f"{end:,}", fitness, *values)

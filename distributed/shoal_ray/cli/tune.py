@@ -77,8 +77,10 @@ def tune(
     if plugin is not None:
         load_plugin(expanded(plugin))
     old = SearchDirectory.open(path) if resume else None
-    if old is not None and (overrides or population or plugin):
-        raise ConfigError("--resume goes on with the search as it was; leave out overrides, --population and --plugin")
+    if old is not None and (overrides or population or plugin or (name and out)):
+        raise ConfigError(
+            "--resume goes on with the search as it was; leave out SEARCH, overrides, --population and --plugin"
+        )
     search: SearchConfig
     if old is not None:
         search, data = old.search, expanded(data) if data else old.data
@@ -113,7 +115,9 @@ def tune(
         with cluster.connected(address), signals.listening():
             nodes = [node["Resources"] for node in cluster.alive_nodes()]
             if address is None:
-                shared = capacity.share_out(asked, search.population, nodes)
+                parallel = search.algorithm == "pbt" and not turns
+                few = capacity.at_once(search.population, nodes, parallel=parallel)
+                shared = capacity.share_out(asked, few, nodes)
                 asked = replace(
                     asked,
                     cpus_per_worker=cpus_per_worker or shared.cpus_per_worker,
@@ -131,6 +135,7 @@ def tune(
                 soft_wrap=True,
             )
             with directory.locked(), SearchView(directory, console) as view:
+                directory.note(facts)
                 board = PopulationBoard(directory)
 
                 def look(standings: Mapping[int, Standing]) -> None:

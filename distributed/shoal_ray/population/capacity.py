@@ -8,6 +8,10 @@ from shoal.errors import ClusterError
 from shoal_ray.resources import Resources, check_capacity, fitting, settle_gpus
 
 SMALLEST_SHARE = 0.01
+MEMBERS_PER_CPU = 4
+"""At most, where members need not train at once: each imports torch, and each has to be started."""
+MEMBER_BYTES = 700_000_000
+"""Of memory that a member's processes take with one worker, before any model: measured with 33 on one machine."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,12 @@ class Plan:
 
     resources: Resources
     slots: int
+
+
+def at_once(population: int, nodes: Sequence[Mapping[str, float]], *, parallel: bool) -> int:
+    """Return how many members are to share this machine: all, or where they may come one after the other, a few."""
+    cpus = sum(node.get("CPU", 0) for node in nodes)
+    return population if parallel else min(population, max(1, int(MEMBERS_PER_CPU * cpus)))
 
 
 def share_out(resources: Resources, population: int, nodes: Sequence[Mapping[str, float]]) -> Resources:
@@ -53,17 +63,19 @@ def plan(
     Raises:
         ClusterError: with what fits.
     """
-    settled = settle_gpus(replace(resources, workers=resources.workers), nodes)
+    settled = settle_gpus(resources, nodes)
     check_capacity(settled, nodes)
-    room = fitting(settled, nodes) // settled.workers
+    memory = sum(node.get("memory", math.inf) for node in nodes)
+    room = min(fitting(settled, nodes) // settled.workers, int(min(memory / MEMBER_BYTES, 1e9)))
     if room < population and parallel and not turns:
         raise ClusterError(
             f"a population of {population} members of {settled.workers} worker(s), {settled.cpus_per_worker:g} CPU and"
-            f" {settled.gpus_per_worker or 0:g} GPU each, does not fit: the cluster has room for {room} at once. Use"
+            f" {settled.gpus_per_worker or 0:g} GPU each,"
+            f" and {MEMBER_BYTES / 1e9:g} GB of memory at least, does not fit: there is room for {room} at once. Use"
             f" --population {max(2, room)}, a smaller --cpus-per-worker or --gpus-per-worker, a larger cluster, or"
             " --turns to train them in turns"
         )
-    return Plan(settled, min(room, population))
+    return Plan(settled, max(1, min(room, population)))
 
 
 def _share(whole: float, workers: int) -> float:

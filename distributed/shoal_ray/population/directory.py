@@ -2,7 +2,7 @@
 
 ``runs/NAME/``: search.yaml, environment.json, plugin.py (if any), lineage.jsonl and population.jsonl (the journals),
 members/NNN/ (each a run directory), best/ (a run directory of the best so far), tensorboard/ (of the whole population),
-lineage.html, report.json, and ray/, Ray's own notes.
+lineage.html, and ray/, Ray's own notes.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from shoal.config import RunConfig, with_overrides
 from shoal.data import DataSet
 from shoal.errors import RunError
-from shoal.files import atomic_directory
+from shoal.files import atomic_directory, write_text
 from shoal.objectives import load_plugin
 from shoal.run import ENVIRONMENT, PLUGIN, Run, environment, locked
 from shoal_ray.population.search_config import SearchConfig, read_search
@@ -65,7 +65,17 @@ class SearchDirectory:
             )
         if (path / PLUGIN).is_file():
             load_plugin(path / PLUGIN)
-        return cls(path.resolve(), read_search(path / SEARCH), Path(Run.facts_of(path)["data"]))
+        try:
+            data = Path(Run.facts_of(path)["data"])
+        except (KeyError, TypeError):
+            raise RunError(
+                f"{path / ENVIRONMENT} does not say where the data is; start anew with another --out"
+            ) from None
+        return cls(path.resolve(), read_search(path / SEARCH), data)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Write where and with what it goes on."""
+        write_text(self.path / ENVIRONMENT, json.dumps(environment(self.data, facts), indent=1))
 
     @property
     def lineage(self) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shoal.errors import RunError
 from shoal.files import sync_directory
 from shoal.run import read_rows
 
@@ -23,9 +24,13 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.rows: list[Row] = list(read_rows(path))
-        whole = (
-            sum(len(line) for line in path.read_bytes().splitlines(keepends=True)[: len(self.rows)]) if self.rows else 0
-        )
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        if len(lines) > len(self.rows) + 1:
+            raise RunError(
+                f"{path} is damaged at line {len(self.rows) + 1} of {len(lines)}: what follows would be lost; mend or"
+                " remove that line"
+            )
+        whole = sum(map(len, lines[: len(self.rows)]))
         self._file = path.open("ab")
         self._file.truncate(whole)
         sync_directory(path.parent)

@@ -13,15 +13,15 @@ import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from shoal.errors import ClusterError, ShoalError
+from shoal.errors import ShoalError
 from shoal_ray.failures import CONTROLLER_FAILURES, FailureLog
 from shoal_ray.population.hosted import HostedTrainer, ProcessGroupConfig, Tenancy, give_back
+from shoal_ray.population.orders import DIVERGED_SCORE
 from shoal_ray.population.wire import switchboard
 
 POLL_SEC = 1.0
-DIVERGED_SCORE = -1e30
-"""Worse than anything that is a number; Tune's own files could not hold an infinity."""
-LEAVE_SEC = 60.0
+LEAVE_SEC = 600.0
+"""For workers that leave: they write a checkpoint first."""
 
 
 class MemberTrainable(tune.Trainable):
@@ -29,7 +29,7 @@ class MemberTrainable(tune.Trainable):
 
     ``config``: ``member``, ``values``, and what all share: ``search`` (directory), ``namespace``, ``workers``,
     ``cpus_per_worker``, ``gpus_per_worker``, ``max_failures``, ``timeout_sec`` (of a process group), ``failures`` (the
-    file of each member's lost workers); ``start``: the generation that all begin with.
+    file of each member's lost workers), ``all_at_once``; ``start``: the generation that all begin with.
     """
 
     _done: int
@@ -47,8 +47,8 @@ class MemberTrainable(tune.Trainable):
         self._ended: dict[str, Any] = {}
         self._first = True
         self._taking = threading.Lock()
-        # At once: Tune asks for the first step only when every member is set up.
-        threading.Thread(target=self._take_turn, daemon=True).start()
+        if config["all_at_once"]:  # Tune asks for the first step only when every member is set up
+            threading.Thread(target=self._take_turn, daemon=True).start()
 
     def step(self) -> dict[str, Any]:
         """Return what the next generation comes to; the first time, what the last one came to, if there was one."""
@@ -56,11 +56,12 @@ class MemberTrainable(tune.Trainable):
         self._first = False
         row = self._trained(max(1, generation))
         if row is None:
+            self._leave()  # here, where nothing times it: Tune kills a member that takes long to end
             return {"done": True, "generation": self._done, "score": DIVERGED_SCORE, "samples": 0}
         self._done = row["generation"]
         self.config = {**self.config, "values": row["values"]}  # what these weights were really trained with
-        if not row["over"] and ray.get(self._board.yields.remote(self._number)):
-            self._leave()
+        if row["over"]:
+            self._leave(final=True)
         fitness = row["fitness"]
         return {
             "generation": row["generation"],
@@ -93,10 +94,13 @@ class MemberTrainable(tune.Trainable):
             if ready:
                 row: dict[str, Any] | None = ray.get(asked)
                 return row
-            if self._thread is None and not self._take_turn():
-                return None
             if self._thread is not None and not self._thread.is_alive():
-                self._raise_what_ended()
+                self._thread = None
+                if "error" in self._ended:
+                    self._tell_why(self._ended.pop("error"))
+                    return None
+            if self._thread is None and not self._take_turn():
+                return ray.get(asked)  # type: ignore[no-any-return]  # the search is over, or this member is
 
     def _take_turn(self) -> bool:
         with self._taking:
@@ -114,15 +118,14 @@ class MemberTrainable(tune.Trainable):
         if self._thread is not None:
             self._thread.join(LEAVE_SEC)
             self._thread = None
-        ray.get(self._board.made_room.remote(self._number, self._incarnation))
 
-    def _raise_what_ended(self) -> None:
-        error = self._ended.get("error")
-        self._thread = None
+    def _tell_why(self, error: Exception) -> None:
+        """Tell the switchboard why the workers have ended and are not started again."""
         if isinstance(error, ShoalError):
             ray.get(self._board.refuse.remote(str(error)))
-            raise error
-        raise ClusterError(f"the workers of member {self._number} were given up: {error!r}")
+        else:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            ray.get(self._board.give_up.remote(self._number, self._incarnation, why))
 
     def _fit(self) -> None:
         config = self._settings
@@ -158,8 +161,10 @@ class MemberTrainable(tune.Trainable):
             value = trainer.fit().return_value  # type: ignore[attr-defined]  # V1 annotations, as above
             if isinstance(value, ShoalError):
                 self._ended["error"] = value
-        except Exception as error:  # handed to the thread that steps, which raises it
+        except Exception as error:  # handed to the thread that steps
             self._ended["error"] = error
+        finally:
+            ray.get(self._board.made_room.remote(self._number, self._incarnation))
 
 
 def run_worker(settings: dict[str, Any]) -> Any:

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+DIVERGED_SCORE = -1e30
+"""Of a member that has diverged: worse than any number. Tune's own files could not hold an infinity."""
+
 
 @dataclass(frozen=True)
 class Train:

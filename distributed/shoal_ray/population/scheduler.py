@@ -1,18 +1,20 @@
 """Ray's PopulationBasedTraining decides who is good and who is not; members are told in place, and nobody is paused.
 
 Ray would pause every trial that takes another's weights, and then every other that reports meanwhile. Here the
-controller that Ray's ``_exploit`` sees cannot pause; the order goes to the switchboard. The private names that this
+controller that Ray's scheduler sees cannot pause; the order goes to the switchboard. The private names that this
 relies on are listed in ``PRIVATE``, and ``tests/population/test_ray_contract.py`` tells which of them has changed.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
+from shoal_ray.population.exploit import Choice
+from shoal_ray.population.orders import DIVERGED_SCORE
 from shoal_ray.population.space import Space
 from shoal_ray.population.wire import switchboard
 
@@ -44,14 +46,26 @@ PRIVATE = {
 EXPLORE_ATTEMPTS = 10
 
 
-class CannotPause:
-    """The controller as Ray's ``_exploit`` sees it: a member takes weights while it lives."""
+class Living:
+    """The controller as Ray's scheduler sees it: nobody is paused, and who has ended is not waited for.
 
-    def __init__(self, controller: Any) -> None:
+    Ray counts a trial among the living until its actor has stopped, after its scheduler was told of its end.
+    """
+
+    def __init__(self, controller: Any, ended: Sequence[str]) -> None:
         self._controller = controller
+        self._ended = ended
 
     def pause_trial(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
+        """Do nothing: a member takes weights while it lives."""
+
+    def get_live_trials(self) -> list[Trial]:
+        """Return the trials that are yet to report."""
+        return [
+            trial
+            for trial in self._controller.get_live_trials()
+            if trial.trial_id not in self._ended and not trial.is_finished()
+        ]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._controller, name)
@@ -80,11 +94,10 @@ class InPlacePbt(PopulationBasedTraining):
         quantile: float,
         synchronous: bool,
         start: int = 0,
-        metric: str = "score",
     ) -> None:
         super().__init__(
             time_attr="generation",
-            metric=metric,
+            metric="score",
             mode="max",
             perturbation_interval=1,
             quantile_fraction=quantile,
@@ -98,22 +111,44 @@ class InPlacePbt(PopulationBasedTraining):
         self._namespace = namespace
         self._parked: list[Trial] = []
         self._how: dict[str, str] = {}
-        self._gap: float | None = None
+        self._choice: Choice | None = None
+        self._took = False
+        self._over: list[str] = []
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Let Ray decide, and turn every pause into going on, or into waiting alive for the others."""
+        living = self._seen(tune_controller)
         barrier = self._next_perturbation_sync
-        decision = super().on_trial_result(tune_controller, trial, result)
+        self._took = False
+        decision = super().on_trial_result(living, trial, result)
+        if not self._synch:
+            return self._asynchronous(tune_controller, trial, result)
         if decision != TrialScheduler.PAUSE:
             return decision
-        if not self._synch:
-            return TrialScheduler.CONTINUE
         if self._next_perturbation_sync == barrier:
             if trial not in self._parked:
                 self._parked.append(trial)
             return TrialScheduler.NOOP
         self._release(tune_controller, other_than=trial)
         return TrialScheduler.CONTINUE
+
+    def _asynchronous(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Go on; but a member that has diverged waits until somebody has weights for it."""
+        if result["score"] <= DIVERGED_SCORE and not self._took:
+            if trial not in self._parked:
+                self._parked.append(trial)
+            return TrialScheduler.NOOP
+        lower, upper = self._quantiles()
+        for parked in list(self._parked):
+            self._took = False
+            self._checkpoint_or_exploit(parked, self._seen(tune_controller), upper, lower)
+            if self._took:
+                self._parked.remove(parked)
+                tune_controller._schedule_trial_train(parked)
+        return TrialScheduler.CONTINUE
+
+    def _seen(self, tune_controller: Any) -> Any:
+        return Living(tune_controller, self._over)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Keep what is known of a member that was lost and comes back."""
@@ -139,17 +174,19 @@ class InPlacePbt(PopulationBasedTraining):
         self._gone(tune_controller, trial)
 
     def _gone(self, tune_controller: Any, trial: Trial) -> None:
+        self._over.append(trial.trial_id)
         self._parked = [other for other in self._parked if other is not trial and other.status == Trial.RUNNING]
+        living = self._seen(tune_controller)
         behind = [
             other
-            for other in tune_controller.get_live_trials()
-            if other is not trial and self._trial_state[other].last_train_time < self._next_perturbation_sync
+            for other in living.get_live_trials()
+            if self._trial_state[other].last_train_time < self._next_perturbation_sync
         ]
-        if not self._parked or behind:
+        if not self._parked or (self._synch and behind):
             return
-        last = self._parked.pop()
-        super().on_trial_result(tune_controller, last, self._trial_state[last].last_result or {})
-        self._parked.append(last)
+        if self._synch:
+            last = self._parked[-1]
+            super().on_trial_result(living, last, self._trial_state[last].last_result or {})
         self._release(tune_controller)
 
     def _release(self, tune_controller: Any, other_than: Trial | None = None) -> None:
@@ -164,26 +201,29 @@ class InPlacePbt(PopulationBasedTraining):
         """Ask the switchboard who gives to whom; a state is published at the end of every generation anyway."""
         if trial.is_finished():  # type: ignore[no-untyped-call]  # ray's own
             return
+        if trial.trial_id in self._over:
+            return
         score = self._trial_state[trial].last_score
-        diverged = score is not None and score <= DIVERGED
+        diverged = score is not None and score <= DIVERGED_SCORE
         if (trial in upper_quantile and not diverged) or not (trial in lower_quantile or diverged):
             return
         donors = {number_of(donor): donor for donor in upper_quantile if donor is not trial}
         choice = ray.get(self._board().choose.remote(number_of(trial), sorted(donors)))
         if choice.donor is not None:
-            self._gap = choice.gap
+            self._choice = choice
             self._exploit(tune_controller, trial, donors[choice.donor])
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         manager, state = trial.run_metadata.checkpoint_manager, self._trial_state[trial]
         assert manager is not None
         kept = manager._latest_checkpoint_result, state.last_perturbation_time, state.last_train_time
-        cannot_pause: Any = CannotPause(tune_controller)
-        super()._exploit(cannot_pause, trial, trial_to_clone)
+        assert self._choice is not None
+        super()._exploit(self._seen(tune_controller), trial, trial_to_clone)
+        self._took = True
         manager._latest_checkpoint_result, state.last_perturbation_time, state.last_train_time = kept
         ray.get(
             self._board().exploit.remote(
-                number_of(trial), number_of(trial_to_clone), trial.config["values"], self._how, self._gap
+                number_of(trial), number_of(trial_to_clone), trial.config["values"], self._how, self._choice.gap
             )
         )
 
@@ -194,7 +234,8 @@ class InPlacePbt(PopulationBasedTraining):
         tried again, a few times, where somebody has these values already.
         """
         donor = self._trial_state[trial_to_clone].last_result or {}
-        values: Mapping[str, Any] = trial_to_clone.config["values"]
+        assert self._choice is not None
+        values = self._choice.values  # what the weights were trained with: the donor may have taken others since
         taken = [other.config["values"] for other in self._trial_state if other is not trial]
         for attempt in range(EXPLORE_ATTEMPTS):
             rng = random.Random(f"{self._seed}/explore/{number_of(trial)}/{donor.get('generation')}/{attempt}")
@@ -205,9 +246,6 @@ class InPlacePbt(PopulationBasedTraining):
 
     def _board(self) -> Any:
         return switchboard(self._namespace)
-
-
-DIVERGED = -1e29
 
 
 def number_of(trial: Trial) -> int:

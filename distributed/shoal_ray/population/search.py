@@ -19,7 +19,7 @@ from shoal_ray.population.capacity import Plan
 from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.journal import Journal, events
 from shoal_ray.population.standing import Standing, standings
-from shoal_ray.population.switchboard import DIVERGED, Switchboard
+from shoal_ray.population.switchboard import DIVERGED, GIVEN_UP, Switchboard
 from shoal_ray.population.wire import SWITCHBOARD
 from shoal_ray.stop import StopSignals
 
@@ -90,7 +90,7 @@ def run_search(
     board: Any = (
         ray.remote(Switchboard)
         .options(name=SWITCHBOARD, num_cpus=0, max_concurrency=1000, max_restarts=-1, max_task_retries=-1)
-        .remote(str(directory.path), plan.slots)
+        .remote(str(directory.path), plan.slots, time.time())
     )
     ended: dict[str, Any] = {}
     thread = threading.Thread(target=_tune, args=(directory, plan, known, namespace, max_failures, ended), daemon=True)
@@ -113,6 +113,13 @@ def run_search(
         )
     if "error" in ended:
         raise ClusterError(f"the search was given up: {ended['error']}; --resume goes on") from ended["error"]
+    lost = {number: found.dead for number, found in standing.items() if (found.dead or "").startswith(GIVEN_UP)}
+    if lost and len(lost) == sum(found.dead is None or number in lost for number, found in standing.items()):
+        number, why = next(iter(lost.items()))
+        raise ClusterError(
+            f"the workers of {len(lost)} member(s) were lost more often than --max-failures allows, e.g. member"
+            f" {number}, {why}; --resume goes on"
+        )
     return SearchOutcome(stopping, standing)
 
 
@@ -136,7 +143,7 @@ def _tune(
     from shoal_ray.population.member import MemberTrainable
 
     search, resources = directory.search, plan.resources
-    alive = {number: standing for number, standing in known.items() if standing.dead is None}
+    alive = {number: found for number, found in known.items() if not found.dead or found.dead.startswith(GIVEN_UP)}
     if not alive:
         return
     space: dict[str, Any] = {
@@ -148,6 +155,7 @@ def _tune(
         "cpus_per_worker": resources.cpus_per_worker,
         "gpus_per_worker": resources.gpus_per_worker,
         "max_failures": max_failures,
+        "all_at_once": plan.slots >= len(alive),
         "timeout_sec": PROCESS_GROUP_TIMEOUT_SEC,
         "failures": {number: str(directory.member(number) / FAILURES) for number in alive},
     }

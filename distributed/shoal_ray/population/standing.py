@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal_ray.population.exploit import Parts
 from shoal_ray.population.journal import Row, events
 from shoal_ray.population.orders import Become
 
@@ -21,7 +20,6 @@ class Standing:
         orders: every exploit that it was told of.
         dead: why it trains no more.
         donor: whose weights it took last.
-        parts: of its last generation's metric; not kept over a death of the switchboard.
         former_root: before its last exploit.
         taken_root: of the weights of its last exploit.
         over: why the search ends for it.
@@ -37,7 +35,6 @@ class Standing:
     orders: list[Become] = field(default_factory=list)
     dead: str | None = None
     donor: int | None = None
-    parts: Parts | None = None
     live: dict[str, Any] = field(default_factory=dict)
     former_root: int = -1
     taken_root: int = -1
@@ -62,13 +59,13 @@ class Standing:
         """Generations behind it."""
         return int(self.rows[-1]["generation"]) if self.rows else 0
 
-    def take(self, row: Row, root: int) -> None:
-        """Note an exploit, of weights that descend from ``root``."""
+    def take(self, row: Row) -> None:
+        """Note an exploit."""
         self.orders.append(
             Become(row["seq"], row["samples"], row["donor"], row["donor_samples"], row["new"], row["time"])
         )
         self.values, self.donor = row["new"], row["donor"]
-        self.root, self.former_root, self.taken_root = root, self.root, root
+        self.root, self.former_root, self.taken_root = row["root"], self.root, row["root"]
 
     def learn(self, loaded: Row) -> None:
         """Note which weights it really took; its own, where the donor's were lost."""
@@ -84,7 +81,7 @@ def standings(lineage: Sequence[Row], population: Sequence[Row]) -> dict[int, St
     for row in lineage:
         match row["event"]:
             case "exploit":
-                found[row["member"]].take(row, found[row["donor"]].root)
+                found[row["member"]].take(row)
             case "loaded":
                 found[row["member"]].learn(row)
             case "death":

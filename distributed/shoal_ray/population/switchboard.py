@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.exploit import Candidate, Choice, Parts, choose_donor
 from shoal_ray.population.journal import Journal, Row
 from shoal_ray.population.orders import Leave, Order, Train
+from shoal_ray.population.parts import read_parts
 from shoal_ray.population.standing import Standing, standings
 
 DIVERGED = "all members have diverged"
+GIVEN_UP = "given up"
+DONOR_SEC = 60
+"""How long a taker waits for a donor that is about to train to the state once more that it lost."""
 TOLD_TURNS = 4
 """Answers kept, so that all ranks of a member hear the same."""
 
@@ -42,9 +47,10 @@ class Switchboard:
     Args:
         path: the search's directory.
         slots: members that may train at once; the others wait for their turn.
+        began: when the driver did, in seconds since 1970: the hours of the search count from there.
     """
 
-    def __init__(self, path: str, slots: int) -> None:
+    def __init__(self, path: str, slots: int, began: float) -> None:
         self._directory = SearchDirectory.open(Path(path))
         self._search = self._directory.search
         self._lineage = Journal(self._directory.lineage)
@@ -56,7 +62,9 @@ class Switchboard:
         self._training: set[int] = set()
         self._waiting: list[int] = []
         self._stopping: str | None = None
-        self._began = time.monotonic()
+        self._ending: str | None = None
+        self._parts: dict[int, tuple[int, Parts | None]] = {}
+        self._began = began
         self.refusal: str | None = None
 
     # --- the life of a member: its Trainable calls these --------------------------------------------------------------
@@ -72,6 +80,7 @@ class Switchboard:
             self._note({"event": "start", "member": member, "samples": _samples(standing), "incarnation": incarnation})
             line.incarnation, line.leaving, line.told = incarnation, False, {}
             self._training.discard(member)
+            self._waiting = [other for other in self._waiting if other != member]
             standing.incarnation, standing.dead = incarnation, None
         await self._tell()
         return standing.generation, standing.group
@@ -88,31 +97,30 @@ class Switchboard:
         line = self._line(member)
         if member not in self._waiting and member not in self._training:
             self._waiting.append(member)
+            await self._tell()  # whoever holds a place and has nothing to do gives it up
+
+        def unwanted() -> bool:
+            dead = self._members[member].dead is not None
+            return line.incarnation != incarnation or line.leaving or dead or bool(self._stopping)
+
         await self._until(
             lambda: (
-                line.incarnation != incarnation
-                or bool(self._stopping)
+                unwanted()
                 or member in self._training
                 or (len(self._training) < self._slots and self._waiting[0] == member)
             )
         )
-        if member in self._waiting:
+        if line.incarnation == incarnation and member in self._waiting:  # else the place is that of a newer one
             self._waiting.remove(member)
-        if line.incarnation != incarnation or self._stopping:
-            return False
-        self._training.add(member)
-        await self._tell()
-        return True
-
-    async def yields(self, member: int) -> bool:
-        """Tell whether a member should make room for one that waits."""
-        return bool(self._waiting) and member in self._training
+        wanted = not unwanted()
+        if wanted:
+            self._training.add(member)
+        await self._tell()  # whoever was behind it is the first now
+        return wanted
 
     async def made_room(self, member: int, incarnation: str) -> None:
         """Note that a member's workers have left."""
-        line = self._line(member)
-        if line.incarnation == incarnation:
-            line.leaving = False
+        if self._line(member).incarnation == incarnation:
             self._training.discard(member)
             await self._tell()
 
@@ -129,14 +137,15 @@ class Switchboard:
             lambda: (
                 line.incarnation != incarnation
                 or standing.generation >= generation
-                or bool(self._stopping and not standing.live.get("busy"))
+                or bool((self._stopping or self._ending) and not standing.live.get("busy"))
             )
         )
-        if line.incarnation != incarnation or standing.generation < generation:
+        if line.incarnation != incarnation or (self._stopping and standing.generation < generation):
             return None
-        row = next(row for row in reversed(standing.rows) if row["generation"] >= generation)
+        if standing.row is None:  # the search ends before its first generation did
+            return None
         standing.over = self._over(standing)
-        return {**row, "score": self.score(row), "over": standing.over}
+        return {**standing.row, "score": self.score(standing.row), "over": standing.over}
 
     async def leave(self, member: int, incarnation: str, *, final: bool = False) -> None:
         """Have a member's workers save what there is and end; finally so, if the search has no more use for it."""
@@ -148,6 +157,14 @@ class Switchboard:
             standing.dead = standing.over or "stopped early"
             self._note({"event": "death", "member": member, "samples": _samples(standing), "reason": standing.dead})
         await self._tell()
+
+    async def give_up(self, member: int, incarnation: str, why: str) -> None:
+        """Note that a member's workers were lost too often; a resumed search tries again."""
+        standing = self._members[member]
+        if self._line(member).incarnation == incarnation and not standing.dead:
+            standing.dead = f"{GIVEN_UP}: {why}"
+            self._note({"event": "death", "member": member, "samples": _samples(standing), "reason": standing.dead})
+            await self._tell()
 
     async def refuse(self, message: str) -> None:
         """Stop the search for a mistake that the user can mend."""
@@ -186,28 +203,25 @@ class Switchboard:
         return line.told[key]
 
     async def trained(
-        self, member: int, incarnation: str, row: Mapping[str, Any], parts: Parts | None, state: list[Any]
-    ) -> int | None:
-        """Note what a generation came to; return the number of the row if it is the best so far.
+        self, member: int, incarnation: str, row: Mapping[str, Any], state: list[Any]
+    ) -> tuple[bool, int | None]:
+        """Note what a generation came to; return whether it was heard, and its number if it is the best so far.
 
         Args:
             member: its number.
             incarnation: an older one is not heard.
-            row: member, generation, samples, metrics, values, samples_per_sec, state, and exploit_sec: from the
-                decision that it takes another's weights to its first step with them, if it did.
-            parts: what the metric is the mean of.
+            row: member, generation, samples, metrics, values, samples_per_sec, state, has_parts, and exploit_sec: from
+                the decision that it takes another's weights to its first step with them, if it did.
             state: the reference of the state, in a list, so that Ray does not fetch it.
         """
         line, standing = self._line(member), self._members[member]
         if line.incarnation != incarnation:
-            return None
+            return False, None
         if state:
             line.published = row["samples"], state
-        standing.parts = parts
         standing.live = {**standing.live, "busy": False, "state": "waiting", "samples": row["samples"]}
         if standing.generation < row["generation"]:  # else, after a death, the same steps once more
-            known = {"fitness": self._fitness(row), "has_parts": parts is not None}
-            whole = {**row, **known, "time": time.time()}
+            whole = {**row, "fitness": self._fitness(row), "root": standing.root, "time": time.time()}
             self._population.append(whole)
             standing.rows.append(whole)
         await self._tell()
@@ -215,10 +229,10 @@ class Switchboard:
         rows = self._population.rows
         scored = [(score, -index) for index, score in enumerate(map(self.score, rows)) if score is not None]
         if not scored:
-            return None
+            return True, None
         best = -max(scored)[1]
         this = (member, row["generation"]) == (rows[best]["member"], rows[best]["generation"])
-        return best + 1 if this else None
+        return True, best + 1 if this else None
 
     async def loaded(self, member: int, incarnation: str, facts: Mapping[str, Any]) -> None:
         """Note which state a member really took: seq, samples, state, source, seconds."""
@@ -226,9 +240,21 @@ class Switchboard:
             self._note({"event": "loaded", "member": member, **facts})
             self._members[member].learn(facts)
 
-    async def fetch(self, donor: int) -> tuple[int, list[Any]] | None:
-        """Return the sample and the reference of the state that a member published last."""
-        return self._line(donor).published
+    async def fetch(self, donor: int, samples: int, *, patient: bool = False) -> list[Any] | None:
+        """Return the reference of a state, in a list, if it is the one that a member published last.
+
+        Patiently: that one is lost, and a donor that may be on its way to this sample once more is waited for.
+        """
+        line, standing = self._line(donor), self._members[donor]
+        lost = line.published if patient else None
+
+        def there() -> bool:
+            return line.published is not None and line.published is not lost and line.published[0] == samples
+
+        if patient and standing.dead is None and standing.samples <= samples:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._until(there), DONOR_SEC)
+        return line.published[1] if line.published is not None and there() else None
 
     async def progress(self, member: int, incarnation: str, facts: Mapping[str, Any]) -> None:
         """Take note of how far a member is: samples, samples_per_sec, state, busy."""
@@ -284,20 +310,22 @@ class Switchboard:
             "new": dict(values),
             "before": taker.row["fitness"],
             "after": giver.row["fitness"],
+            "root": giver.row["root"],
             "gap": gap if gap is None or abs(gap) < 1e9 else None,
         }
-        changed = {key: value for key, value in values.items() if value != giver.values.get(key)}
+        given = giver.row["values"]
+        changed = {key: value for key, value in values.items() if value != given.get(key)}
         mutation = {
             "event": "mutation",
             "seq": seq,
             "member": member,
             "samples": taker.row["samples"],
-            "old": {key: giver.values.get(key) for key in changed},
+            "old": {key: given.get(key) for key in changed},
             "new": changed,
             "how": {key: how.get(key, "") for key in changed},
         }
         self._note(row, mutation)
-        taker.take(self._lineage.rows[-2], giver.root)
+        taker.take(self._lineage.rows[-2])
         await self._tell()
         return seq
 
@@ -309,9 +337,8 @@ class Switchboard:
         await self._tell()
 
     async def look(self) -> tuple[dict[int, Standing], str | None, str | None]:
-        """Return where everyone stands, without the parts; why the search stops, if it does; and what was refused."""
-        standing = {number: replace(standing, parts=None) for number, standing in self._members.items()}
-        return standing, self._stopping, self.refusal
+        """Return where everyone stands; why the search stops, if it does; and what was refused."""
+        return {number: replace(standing) for number, standing in self._members.items()}, self._stopping, self.refusal
 
     def close(self) -> None:
         """Close the journals."""
@@ -332,24 +359,37 @@ class Switchboard:
         return natural if np.isfinite(natural) else None
 
     def _candidate(self, member: int) -> Candidate:
-        standing = self._members[member]
-        score = self.score(standing.row) if standing.row else None
-        return Candidate(member, score, standing.root, standing.parts)
+        row = self._members[member].row
+        if row is None:
+            return Candidate(member, None, member)
+        # By the row: a member that has taken weights since then still gives what it had.
+        return Candidate(member, self.score(row), row["root"], self._parts_of(row), row["values"])
+
+    def _parts_of(self, row: Row) -> Parts | None:
+        member, samples = row["member"], row["samples"]
+        if self._parts.get(member, (None,))[0] != samples:
+            self._parts[member] = samples, read_parts(self._directory, member, samples)
+        return self._parts[member][1]
 
     def _over(self, standing: Standing) -> str | None:
         """Return why the search ends for a member here, if it does."""
         search, stop = self._search, self._search.stop
         if standing.generation >= search.generations:
             return "finished"
-        newest = [other.row for other in self._members.values() if not other.dead]
-        if all(row is not None and row["fitness"] is None for row in newest):
-            self._stopping = DIVERGED
-            return DIVERGED
-        if stop.hours is not None and time.monotonic() - self._began > 3600 * stop.hours:
-            return f"stop.hours={stop.hours:g} are over"
-        if stop.plateau_generations is not None and self._plateau() >= stop.plateau_generations:
-            return f"no better best for {stop.plateau_generations} generations"
-        return None
+        if self._ending is None:
+            if self._all_diverged():
+                self._stopping = self._ending = DIVERGED
+            elif stop.hours is not None and time.time() - self._began > 3600 * stop.hours:
+                self._ending = f"stop.hours={stop.hours:g} are over"
+            elif stop.plateau_generations is not None and self._plateau() >= stop.plateau_generations:
+                self._ending = f"no better best for {stop.plateau_generations} generations"
+        return self._ending
+
+    def _all_diverged(self) -> bool:
+        """Tell whether nobody has weights to give; where weights are not taken, whether nobody ever had any."""
+        taking = self._search.algorithm == "pbt"
+        rows = [standing.row for standing in self._members.values() if not (taking and standing.dead)]
+        return bool(rows) and all(row is not None and row["fitness"] is None for row in rows)
 
     def _plateau(self) -> int:
         """Return how many generations ago the best was found, by the member that is least far."""
@@ -365,9 +405,15 @@ class Switchboard:
             # A checkpoint of a later clock knows of it: there is none between an exploit and the training after it.
             if order.seq > seq and order.samples >= samples:
                 return order
-        if line.leaving or self._stopping:
+        idle = line.target is None or line.target.until <= samples
+        crowded = bool(self._waiting) and len(self._training) >= self._slots
+        if line.leaving or self._stopping or (idle and crowded):
             return Leave()
-        return line.target if line.target is not None and line.target.until > samples else None
+        if idle:
+            return None
+        # To the next end, not to the last one asked for: what was told of and not kept is told of again.
+        generation = samples // self._search.generation_samples + 1
+        return Train(generation * self._search.generation_samples, generation)
 
     def _line(self, member: int) -> Line:
         return self._lines[member]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from shoal_ray.population.exploit import Parts
 from shoal_ray.population.orders import Order
 
 if TYPE_CHECKING:
@@ -46,11 +45,16 @@ class Wire:
         order: Order = ray.get(self.board.next.remote(*self._me, self._group, self._turn, samples=samples, seq=seq))
         return order
 
-    def trained(self, row: Mapping[str, Any], parts: Parts | None, state: Any) -> int | None:
-        """Report a generation; return its number if it is the best so far. The first rank calls this."""
+    def trained(self, row: Mapping[str, Any], state: Any) -> tuple[bool, int | None]:
+        """Report a generation; return whether it was heard, and its number if it is the best so far.
+
+        The first rank calls this.
+        """
         # In a list, since Ray would fetch what is passed as it is.
-        number: int | None = ray.get(self.board.trained.remote(*self._me, row, parts, [] if state is None else [state]))
-        return number
+        told: tuple[bool, int | None] = ray.get(
+            self.board.trained.remote(*self._me, row, [] if state is None else [state])
+        )
+        return told
 
     def loaded(self, facts: Mapping[str, Any]) -> None:
         """Report which state was taken. The first rank's word counts."""

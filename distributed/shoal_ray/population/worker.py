@@ -14,11 +14,9 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from shoal import checkpoint
-from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig, build_config
 from shoal.errors import CheckpointError, ConfigError, DivergenceError, ShoalError
-from shoal.execute import storage_errors
-from shoal.memory import keep_freed_memory
+from shoal.execute import StorageError, prepare, storage_errors
 from shoal.recorder import Recorder
 from shoal.run import Run
 from shoal.session import Session, Tick
@@ -26,11 +24,17 @@ from shoal.world import World
 from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.keeper import Keeper
 from shoal_ray.population.orders import Become, Leave, Train
+from shoal_ray.population.parts import write_parts
 from shoal_ray.population.search_config import find_metric
 from shoal_ray.population.segments import SegmentWriter
 from shoal_ray.population.wire import Wire
 from shoal_ray.tensorboard import TensorBoardSink
 from shoal_ray.train import FlagWatch
+
+
+def newest_of(folder: Path, otherwise: Path) -> Path:
+    """Return the newest checkpoint of a folder, verified or not."""
+    return next(iter(checkpoint.saved(folder)), otherwise)
 
 
 class StateLostError(ShoalError):
@@ -39,11 +43,11 @@ class StateLostError(ShoalError):
 
 def worker(settings: Mapping[str, Any]) -> dict[str, Any] | ShoalError:
     """Carry out a member's orders until it is told to leave. A user's error is returned, not raised: no retry."""
-    keep_freed_memory()
     try:
         device = get_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        prepare(device)
         world = World.joined(device)
         directory = SearchDirectory.open(Path(settings["search"]))
         wire = Wire(settings["namespace"], settings["member"], settings["incarnation"], world)
@@ -88,7 +92,7 @@ class Member:
         self._exploit_sec: float | None = None
         self._asked: Callable[[], bool] = FlagWatch(wire.board) if world.first else bool
         self._segments = SegmentWriter(self._run, directory.search, self._since, self._values)
-        self._record_from(self._clock)
+        self._failure: StorageError | None = None
 
     def follow(self) -> None:
         """Carry out one order after another."""
@@ -110,8 +114,7 @@ class Member:
         """Finish writing."""
         self._keeper.close()
         self._session.close()
-        if self._recorder:
-            self._recorder.__exit__(None, None, None)
+        self._stop_recording()
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -121,6 +124,7 @@ class Member:
         batch = self._session.config.batch
         end = -(-order.until // batch) * batch
         last: Tick | None = None
+        self._world.together(self._begin_recording)
         if not self._diverged:
             try:
                 for tick in self._session.advance(order.until, should_stop=self._watch_step):
@@ -134,7 +138,7 @@ class Member:
             return
         self._clock = self._session.samples
         if self._clock < order.until:  # asked to stop
-            self._keep(None)
+            self._keep()
             self._wire.progress(state="stopped", busy=False, samples=self._clock)
             return
         assert last is not None
@@ -145,6 +149,8 @@ class Member:
         if self._decided is not None:
             self._exploit_sec = time.time() - self._decided
             self._decided = None
+        if self._failure is not None:
+            raise self._failure  # into the next vote, so that all ranks leave together
         return bool(self._asked())
 
     def _record(self, tick: Tick) -> None:
@@ -152,8 +158,11 @@ class Member:
             state="training", busy=True, samples=tick.samples, samples_per_sec=tick.scalars["speed/samples_per_sec"]
         )
         if self._recorder:
-            with storage_errors(self._run.path):
-                self._recorder.record(replace(tick, save=None))
+            try:
+                with storage_errors(self._run.path):
+                    self._recorder.record(replace(tick, save=None))
+            except StorageError as error:
+                self._failure = error
 
     def _parts_of_fitness(self, tick: Tick) -> np.ndarray | None:
         """Return what the fitness' metric is the mean of, signed so that more is better."""
@@ -173,23 +182,37 @@ class Member:
             "values": dict(self._values),
             "samples_per_sec": speed,
             "state": state,
+            "has_parts": parts is not None,
             "exploit_sec": self._exploit_sec,
         }
         self._exploit_sec = None
-        if not self._world.first:
-            return
-        if state == "diverged":
-            self._wire.trained(row, None, None)
-            return
-        tensors, facts = self._session.tensors(), self._facts()
-        published = ray.put({"tensors": {name: tensor.numpy() for name, tensor in tensors.items()}, "facts": facts})
-        best = self._wire.trained(row, parts, published)
-        self._keeper.keep(tensors, facts, best=best, row=row)
-        self._segments.write(self._clock, row)
+        # Together, since what fails on the first rank must not leave the others waiting.
+        self._world.together(lambda: self._tell(row, parts) if self._world.first else None)
 
-    def _keep(self, best: int | None) -> None:
-        if self._world.first:
-            self._keeper.keep(self._session.tensors(), self._facts(), best=best, row=None)
+    def _tell(self, row: Mapping[str, Any], parts: np.ndarray | None) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if row["state"] == "diverged":
+            self._wire.trained(row, None)
+            return
+        with storage_errors(self._directory.path):
+            if parts is not None:
+                write_parts(self._directory, self._number, self._clock, parts)
+            tensors, facts = self._session.tensors(), self._facts()
+            state = ray.put({"tensors": {name: tensor.numpy() for name, tensor in tensors.items()}, "facts": facts})
+            heard, best = self._wire.trained(row, state)
+            if heard:  # else another incarnation goes on from what is on disk
+                self._keeper.keep(tensors, facts, best=best, row=row)
+                self._segments.write(self._clock, row)
+
+    def _keep(self) -> None:
+        """Keep what there is in the middle of a generation."""
+
+        def keep() -> None:
+            if self._world.first:
+                self._keeper.keep(self._session.tensors(), self._facts(), best=None, row=None)
+
+        self._world.together(keep)
 
     def _facts(self) -> dict[str, Any]:
         notes = {"member": self._number, "seq": self._seq, "since": self._since, "values": dict(self._values)}
@@ -205,13 +228,10 @@ class Member:
         self._session.become(config, tensors, samples=order.samples, made_by=made_by)
         moved, self._clock, self._diverged = self._clock != order.samples, order.samples, False
         self._values, self._seq, self._since = order.values, order.seq, order.samples
-        if self._world.first:
-            self._run = replace(self._run, config=config).save(
-                self._directory.data, Run.facts_of(self._run.path) | {"values": dict(order.values)}
-            )
+        self._world.together(lambda: self._note_values(config) if self._world.first else None)
         self._segments = SegmentWriter(self._run, self._directory.search, self._since, self._values)
         if moved:
-            self._record_from(self._clock)
+            self._stop_recording()
         self._decided = order.decided
         seconds = time.time() - order.decided
         self._wire.loaded(
@@ -219,13 +239,23 @@ class Member:
         )
         self._wire.progress(state="waiting", busy=False, donor=order.donor)
 
+    def _note_values(self, config: RunConfig) -> None:
+        with storage_errors(self._run.path):
+            facts = Run.facts_of(self._run.path) | {"values": dict(self._values)}
+            self._run = replace(self._run, config=config).save(self._directory.data, facts)
+
     def _state_for(self, order: Become) -> tuple[Mapping[str, Tensor], RunConfig, str, str]:
         """Return the tensors, what made them, which state that is, and where it came from; the same on all ranks."""
         donor, samples = order.donor, order.donor_samples
+        folder = self._directory.member(donor) / "checkpoints"
+        exact = folder / checkpoint.directory_name(samples)
         for source, find in (
-            ("memory", lambda: self._in_memory(donor, samples)),
-            ("checkpoint", lambda: self._on_disk(donor, samples)),
-            ("checkpoint", lambda: self._on_disk(donor, None)),
+            ("memory", lambda: self._in_memory(donor, samples, patient=False)),
+            ("checkpoint", lambda: self._on_disk(exact)),
+            ("memory", lambda: self._in_memory(donor, samples, patient=True)),
+            ("checkpoint", lambda: self._on_disk(exact)),
+            # One rank names the newest for all: the donor may be writing another.
+            ("checkpoint", lambda: self._on_disk(self._world.first_says(lambda: newest_of(folder, exact)))),
         ):
             try:
                 # Each rank looks for itself; if it is lost to one, all look elsewhere.
@@ -241,39 +271,35 @@ class Member:
             )
         return own.tensors(), own.config, f"{self._number}@{own.samples}", "own"
 
-    def _in_memory(self, donor: int, samples: int) -> tuple[Mapping[str, Tensor], RunConfig, int]:
-        published = ray.get(self._wire.board.fetch.remote(donor))
-        if published is None or published[0] != samples:
+    def _in_memory(self, donor: int, samples: int, *, patient: bool) -> tuple[Mapping[str, Tensor], RunConfig, int]:
+        published = ray.get(self._wire.board.fetch.remote(donor, samples, patient=patient))
+        if published is None:
             raise StateLostError(f"member {donor} has published no state of sample {samples}")
         try:
-            state = ray.get(published[1][0])
+            state = ray.get(published[0])
         except ray.exceptions.RayError as error:  # its owner died with it
             raise StateLostError(f"the state of member {donor} is lost: {type(error).__name__}") from None
         # What Ray hands out is read-only, and shared.
         tensors = {name: torch.from_numpy(np.array(values)) for name, values in state["tensors"].items()}
         return tensors, build_config(state["facts"]["config"]), samples
 
-    def _on_disk(self, donor: int, samples: int | None) -> tuple[Mapping[str, Tensor], RunConfig, int]:
-        folder = self._directory.member(donor) / "checkpoints"
+    def _on_disk(self, path: Path) -> tuple[Mapping[str, Tensor], RunConfig, int]:
         try:
-            found: Checkpoint | None
-            if samples is None:
-                found = checkpoint.newest(folder)
-            else:
-                found = checkpoint.read(folder / checkpoint.directory_name(samples))
+            found = checkpoint.read(path)
         except CheckpointError as error:
             raise StateLostError(str(error)) from None
-        if found is None:
-            raise StateLostError(f"member {donor} has no checkpoint")
         return found.tensors(), build_config(found.config), found.samples
 
     # --- what is written ----------------------------------------------------------------------------------------------
 
-    def _record_from(self, samples: int) -> None:
-        """Open what the first rank writes, at a clock; what tells of a later one is dropped, since it comes again."""
-        if not self._world.first:
-            return
+    def _begin_recording(self) -> None:
+        """Open what the first rank writes, at this clock; what tells of a later one is dropped: it comes again."""
+        if self._world.first and self._recorder is None:
+            with storage_errors(self._run.path):
+                sinks: Sequence[TensorBoardSink] = [TensorBoardSink(self._run, self._clock)]
+                self._recorder = Recorder(self._run, samples=self._clock, sinks=sinks)
+
+    def _stop_recording(self) -> None:
         if self._recorder:
             self._recorder.__exit__(None, None, None)
-        sinks: Sequence[TensorBoardSink] = [TensorBoardSink(self._run, samples)]
-        self._recorder = Recorder(self._run, samples=samples, sinks=sinks)
+            self._recorder = None
