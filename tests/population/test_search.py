@@ -190,7 +190,7 @@ def test_a_driver_that_ends_is_resumed(
 @pytest.mark.slow
 def test_a_member_that_diverges_takes_weights_and_gives_none(data: Path, config: Path, tmp_path: Path) -> None:
     path = tmp_path / "search"
-    words = ("space.optim.lr={choice: [1.0e-3, 1.0e+30], resample: 0}", "population=4", "generations=3")
+    words = ("space.optim.lr={choice: [1.0e-3, 1.0e+38], resample: 0}", "population=4", "generations=3")
     finish(start("tune", config, *words, "--data", data, "--out", path))
     diverged = {
         (row["member"], row["generation"]) for row in read_rows(path / "population.jsonl") if row["fitness"] is None
@@ -207,7 +207,7 @@ def test_a_member_that_diverges_takes_weights_and_gives_none(data: Path, config:
 
 @pytest.mark.slow
 def test_a_population_that_diverges_altogether_stops_with_the_reason(data: Path, config: Path, tmp_path: Path) -> None:
-    words = ("space.optim.lr={uniform: [1.0e+29, 1.0e+30]}", "population=2")
+    words = ("space.optim.lr={uniform: [1.0e+38, 2.0e+38]}", "population=2")
     said = finish(start("tune", config, *words, "--data", data, "--out", tmp_path / "search"), code=2)
     assert "all members have diverged" in said
 

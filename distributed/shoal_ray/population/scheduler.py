@@ -144,7 +144,8 @@ class InPlacePbt(PopulationBasedTraining):
             self._checkpoint_or_exploit(parked, self._seen(tune_controller), upper, lower)
             if self._took:
                 self._parked.remove(parked)
-                tune_controller._schedule_trial_train(parked)
+                if parked.status == Trial.RUNNING:
+                    tune_controller._schedule_trial_train(parked)
         return TrialScheduler.CONTINUE
 
     def _seen(self, tune_controller: Any) -> Any:

@@ -48,11 +48,14 @@ def best_line(directory: SearchDirectory) -> tuple[list[Segment], int]:
         raise RunError(f"{directory.path} has trained nothing yet; go on with --resume")
     best = json.loads(origin.read_text())
     pieces = segments(read_rows(directory.lineage), read_rows(directory.population))
-    step = next(
+    steps = (
         index
         for index, piece in enumerate(pieces)
         if piece.member == best["member"] and piece.start_samples < best["samples"] <= piece.end_samples
     )
+    step = next(steps, None)
+    if step is None:
+        raise RunError(f"the journals of {directory.path} do not tell of {origin}; was a line of them removed?")
     line = [pieces[step]]
     while line[0].parent is not None:
         line.insert(0, pieces[line[0].parent])
