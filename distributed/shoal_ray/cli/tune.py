@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,6 +26,10 @@ from shoal_ray.cli.train import split_words
 from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
 from shoal_ray.token import guard_own_cluster
+
+if TYPE_CHECKING:
+    from shoal_ray.population.directory import SearchDirectory
+    from shoal_ray.population.search_config import SearchConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +71,7 @@ def tune(
     from shoal_ray.population.check import check_search
     from shoal_ray.population.directory import SearchDirectory, refuse_existing
     from shoal_ray.population.preview import refuse_unknown_metric
-    from shoal_ray.population.search_config import SearchConfig, read_search
+    from shoal_ray.population.search_config import read_search
 
     console = Console(highlight=False)
     name, overrides = split_words(words or [])
@@ -81,7 +85,6 @@ def tune(
         raise ConfigError(
             "--resume goes on with the search as it was; leave out SEARCH, overrides, --population and --plugin"
         )
-    search: SearchConfig
     if old is not None:
         search, data = old.search, expanded(data) if data else old.data
         old = replace(old, data=data)
@@ -151,12 +154,10 @@ def tune(
         sys.exit(signals.exit_code)
 
 
-def announce(search: "object", data: Path, cautions: list[str], console: Console) -> None:
+def announce(search: "SearchConfig", data: Path, cautions: list[str], console: Console) -> None:
     """Say what will be searched, and what it costs."""
     from shoal_ray.population.check import search_table
-    from shoal_ray.population.search_config import SearchConfig
 
-    assert isinstance(search, SearchConfig)
     table = Table(title="what is searched")
     for column in ("key", "values", "explored by"):
         table.add_column(column)
@@ -175,14 +176,12 @@ def announce(search: "object", data: Path, cautions: list[str], console: Console
         console.print(f"caution: {caution}", style="yellow", soft_wrap=True, markup=False)
 
 
-def finish(directory: object, stopped: str | None, seconds: float, console: Console) -> None:
+def finish(directory: "SearchDirectory", stopped: str | None, seconds: float, console: Console) -> None:
     """Write the page and the report, print the table at the end and how to look further."""
     from shoal_ray.cli.lineage import write_page
     from shoal_ray.population.board import by_fitness, shown
-    from shoal_ray.population.directory import SearchDirectory
     from shoal_ray.population.report import report
 
-    assert isinstance(directory, SearchDirectory)
     page = write_page(directory)
     at = shlex.quote(str(directory.path))
     if not (directory.best / "origin.json").is_file():
