@@ -4,18 +4,17 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from shoal.recorder import newest_picture
 from shoal.run import FAILURES, METRICS, Run
+from shoal_ray.screen import Screen
 
 Row = Mapping[str, Any]
 
@@ -62,7 +61,7 @@ def _readable(lines: Iterable[bytes]) -> Iterator[Row]:
             yield row
 
 
-class Display:
+class Display(Screen):
     """Progress by samples, samples/s, losses, ETA and the newest picture of one run.
 
     It never ends a run: what it cannot read is passed over, and where nobody reads any more it falls silent.
@@ -75,7 +74,6 @@ class Display:
 
     def __init__(self, run: Run, console: Console, start_samples: int) -> None:
         self._run = run
-        self._console = console
         self._metrics = Tail(run.path / METRICS, skip_existing=True)
         self._failures = Tail(run.path / FAILURES, skip_existing=True)
         self._row: Row = {"samples": start_samples}
@@ -92,23 +90,11 @@ class Display:
             console=console,
         )
         self._task = self._progress.add_task(run.path.name, total=run.config.duration_samples, speed="", eta="?")
-        self._live: Live | None = None
-        if console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+        super().__init__(console)  # last, since Live draws at once
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         self.refresh()
-        if self._live:
-            with self._reader_may_leave():
-                self._live.start()
-            if self._console.quiet:
-                self._live = None  # half started, it could not be stopped either
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            with self._reader_may_leave():
-                self._live.stop()
+        return super().__enter__()
 
     def refresh(self) -> None:
         """Look at the run's files and show what is new."""
@@ -126,19 +112,6 @@ class Display:
         if self._live:
             self._picture = newest_picture(self._run.path)
 
-    def note(self, text: str) -> None:
-        """Print a line that stays."""
-        with self._reader_may_leave():
-            self._console.print(Text(text, style="yellow"), soft_wrap=True)
-
-    @contextmanager
-    def _reader_may_leave(self) -> Iterator[None]:
-        """Fall silent for good where printing fails: `head` has seen enough, a terminal was closed, a log is full."""
-        try:
-            yield
-        except (OSError, SystemExit):  # the latter is what rich makes of a broken pipe
-            self._console.quiet = True
-
     def _print_plain(self) -> None:
         now, done = time.monotonic(), self._row["samples"] >= self._run.config.duration_samples
         if not done and now - self._plain_at < PLAIN_EVERY_SEC:
@@ -147,11 +120,9 @@ class Display:
         total = self._run.config.duration_samples
         losses = "  ".join(f"{name} {value:.4g}" for name, value in self._losses())
         line = f"samples {self._row['samples']:,}/{total:,}  {self._speed():,.0f}/s  ETA {self._eta()}  {losses}"
-        with self._reader_may_leave():
-            self._console.print(Text(line), soft_wrap=True)
+        self.note(line, style="")
 
     def _render(self) -> Group:
-        """Draw what is known, without a look at any file: Live asks for it four times a second, in its own thread."""
         now, waiting_since = time.monotonic(), self._waiting_since
         speed = f"{self._speed():,.0f}/s" if waiting_since is None else f"starting ({now - waiting_since:.0f} s)"
         eta = self._eta() if waiting_since is None else "?"

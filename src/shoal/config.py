@@ -173,7 +173,7 @@ def read_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: no such preset or file, malformed YAML, or a bad key or value.
     """
-    return build_config(_overridden(_read_yaml(_find(source)), overrides))
+    return build_config(_overridden(read_yaml(_find(source)), overrides))
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -257,7 +257,12 @@ def _find(source: str | os.PathLike[str]) -> Path:
     return known[str(source)]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it is not YAML, or holds something else.
+    """
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

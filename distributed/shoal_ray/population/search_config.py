@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, field_serializer
 
-from shoal.config import RunConfig, build_config, flat, merge, parse_override, read_config
+from shoal.config import RunConfig, build_config, flat, merge, parse_override, read_config, read_yaml
 from shoal.errors import ConfigError, did_you_mean
 from shoal.strict import Count, Strict, parse
 from shoal_ray.population.dimension import MOVES, Value, is_number, shown
@@ -140,7 +140,7 @@ def read_search(source: str | Path, overrides: Sequence[str] = ()) -> SearchConf
         ConfigError: no such file, malformed YAML, or a bad key or value.
     """
     path = _find(source)
-    values = _with_mappings(_read_yaml(path))
+    values = _with_mappings(read_yaml(path))
     for override in overrides:
         values = _with_mappings(_overridden(values, override))
     sections = {**values, "run": _read_run(values.get("run"), path.parent), "space": Space.read(values["space"])}
@@ -207,16 +207,6 @@ def _find(source: str | Path) -> Path:
         hint = did_you_mean(str(source), known)
         raise ConfigError(f"no search '{source}' in {FOLDER}/{hint}: {there}; give one of these, or a .yaml file")
     return known[str(source)]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
-    return values
 
 
 def _read_run(run: object, folder: Path) -> RunConfig:

@@ -1,11 +1,9 @@
 """What the terminal shows of a search: a live table of members, or plain lines where nobody watches."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -14,11 +12,12 @@ from shoal_ray.population.board import shown, tell
 from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.journal import Row, events
 from shoal_ray.population.standing import Standing
+from shoal_ray.screen import Screen
 
 EVENTS = 5
 
 
-class SearchView:
+class SearchView(Screen):
     """Members, last events, speed and time left, from where everyone stands.
 
     It never ends a search: where nobody reads any more it falls silent.
@@ -29,7 +28,7 @@ class SearchView:
     """
 
     def __init__(self, directory: SearchDirectory, console: Console) -> None:
-        self._directory, self._search, self._console = directory, directory.search, console
+        self._directory, self._search = directory, directory.search
         self._tail = Tail(directory.lineage, skip_existing=True)
         self._events: list[Row] = []
         self._lines: list[str] = []
@@ -38,24 +37,7 @@ class SearchView:
         self._start_samples: int | None = None
         self._told = 0
         self._started: set[int] = set()
-        self._live: Live | None = None
-        if console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> "SearchView":
-        """Begin to show."""
-        if self._live:
-            with self._reader_may_leave():
-                self._live.start()
-            if self._console.quiet:
-                self._live = None  # half started, it could not be stopped either
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Finish."""
-        if self._live:
-            with self._reader_may_leave():
-                self._live.stop()
+        super().__init__(console)  # last, since Live draws at once
 
     def look(self, standings: Mapping[int, Standing]) -> None:
         """Show where everyone stands now."""
@@ -69,25 +51,12 @@ class SearchView:
             if line:
                 self._lines = [*self._lines, line][-EVENTS:]
                 if not self._live:
-                    self.note(line)
+                    self.note(line, style="")
         generation = min((standing.generation for standing in self._living()), default=self._search.generations)
         if generation > self._told:
             self._told = generation
             if not self._live:
-                self.note(self._summary(generation))
-
-    def note(self, text: str) -> None:
-        """Print a line that stays."""
-        with self._reader_may_leave():
-            self._console.print(Text(text), soft_wrap=True)
-
-    @contextmanager
-    def _reader_may_leave(self) -> Iterator[None]:
-        """Fall silent for good where printing fails: the reader has left, or the file is closed."""
-        try:
-            yield
-        except (OSError, ValueError, SystemExit):
-            self._console.quiet = True
+                self.note(self._summary(generation), style="")
 
     def _line(self, row: Row) -> str | None:
         match row["event"]:
