@@ -108,6 +108,11 @@ class Session:
         """Images seen by the whole world."""
         return self._state.samples
 
+    @property
+    def objective(self) -> Objective:
+        """The model as it is shown and measured: on the averaged weights, where an average is kept."""
+        return self._objective.using(self._state.ema)
+
     def become(self, config: RunConfig, tensors: Mapping[str, Tensor], *, samples: int, made_by: RunConfig) -> None:
         """Turn into another model: its tensors, under a configuration that may differ in whatever may change.
 
@@ -293,7 +298,7 @@ class Session:
             return None
         from shoal.quality.monitor import Monitor  # its libraries take 1.5 s to import
 
-        shown = self._objective.using(self._state.ema)
+        shown = self.objective
         if self._monitor is not None and self._monitor.fits(self.config):
             return self._monitor.following(shown, self.config)
         return Monitor(shown, self.config, self.data, self.world)
