@@ -17,9 +17,10 @@ from shoal.run import FAILURES, Run
 from shoal.world import PROCESS_GROUP_TIMEOUT_SEC
 from shoal_ray.population.capacity import Plan
 from shoal_ray.population.directory import SearchDirectory
+from shoal_ray.population.ending import DIVERGED
 from shoal_ray.population.journal import Journal, events
 from shoal_ray.population.standing import Standing, standings
-from shoal_ray.population.switchboard import DIVERGED, GIVEN_UP, Switchboard
+from shoal_ray.population.switchboard import GIVEN_UP, Switchboard
 from shoal_ray.population.wire import SWITCHBOARD
 from shoal_ray.stop import StopSignals
 

@@ -7,6 +7,9 @@ from typing import Any
 from shoal_ray.population.journal import Row, events
 from shoal_ray.population.orders import Become
 
+LARGEST_GAP = 1e9
+"""In standard errors. Beyond it there was no error to speak of, and JSON knows no infinity."""
+
 
 @dataclass
 class Standing:
@@ -94,3 +97,38 @@ def standings(lineage: Sequence[Row], population: Sequence[Row]) -> dict[int, St
     for row in population:
         found[row["member"]].rows.append(row)
     return found
+
+
+def exploit_rows(
+    seq: int, taker: Standing, giver: Standing, values: Mapping[str, Any], how: Mapping[str, str], gap: float | None
+) -> tuple[Row, Row]:
+    """Return what the journal says of an exploit: the exploit, and the mutation of the donor's values.
+
+    Both are told by the newest rows: a donor that has taken other weights since then still gives what it had.
+    """
+    assert taker.row is not None
+    assert giver.row is not None
+    common = {"seq": seq, "member": taker.member, "samples": taker.row["samples"]}
+    given = giver.row["values"]
+    changed = {key: value for key, value in values.items() if value != given.get(key)}
+    exploit = {
+        "event": "exploit",
+        **common,
+        "donor": giver.member,
+        "donor_samples": giver.row["samples"],
+        "state": f"{giver.member}@{giver.row['samples']}",
+        "old": dict(taker.values),
+        "new": dict(values),
+        "before": taker.row["fitness"],
+        "after": giver.row["fitness"],
+        "root": giver.row["root"],
+        "gap": gap if gap is None or abs(gap) < LARGEST_GAP else None,
+    }
+    mutation = {
+        "event": "mutation",
+        **common,
+        "old": {key: given.get(key) for key in changed},
+        "new": changed,
+        "how": {key: how.get(key, "") for key in changed},
+    }
+    return exploit, mutation

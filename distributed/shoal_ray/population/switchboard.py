@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from shoal_ray.population.directory import SearchDirectory
+from shoal_ray.population.ending import DIVERGED, why_over
 from shoal_ray.population.exploit import Candidate, Choice, Parts, choose_donor
 from shoal_ray.population.journal import Journal, Row
 from shoal_ray.population.orders import Leave, Order, Train
 from shoal_ray.population.parts import read_parts
-from shoal_ray.population.standing import Standing, standings
+from shoal_ray.population.standing import Standing, exploit_rows, standings
+from shoal_ray.population.turns import Turns
 
-DIVERGED = "all members have diverged"
 GIVEN_UP = "given up"
 DONOR_SEC = 60
 """How long a taker waits for a donor that is about to train to the state once more that it lost."""
@@ -58,9 +59,7 @@ class Switchboard:
         self._members = standings(self._lineage.rows, self._population.rows)
         self._lines = {number: Line(standing.incarnation) for number, standing in self._members.items()}
         self._changed = asyncio.Condition()
-        self._slots = slots
-        self._training: set[int] = set()
-        self._waiting: list[int] = []
+        self._turns = Turns(slots)
         self._stopping: str | None = None
         self._ending: str | None = None
         self._parts: dict[int, tuple[int, Parts | None]] = {}
@@ -79,8 +78,8 @@ class Switchboard:
         if line.incarnation != incarnation:
             self._note({"event": "start", "member": member, "samples": _samples(standing), "incarnation": incarnation})
             line.incarnation, line.leaving, line.told = incarnation, False, {}
-            self._training.discard(member)
-            self._waiting = [other for other in self._waiting if other != member]
+            self._turns.give_back(member)
+            self._turns.step_aside(member)
             standing.incarnation, standing.dead = incarnation, None
         await self._tell()
         return standing.generation, standing.group
@@ -95,33 +94,26 @@ class Switchboard:
     async def turn(self, member: int, incarnation: str) -> bool:
         """Wait until a member may train; False: it has nothing more to do here."""
         line = self._line(member)
-        if member not in self._waiting and member not in self._training:
-            self._waiting.append(member)
+        if self._turns.ask(member):
             await self._tell()  # whoever holds a place and has nothing to do gives it up
 
         def unwanted() -> bool:
             dead = self._members[member].dead is not None
             return line.incarnation != incarnation or line.leaving or dead or bool(self._stopping)
 
-        await self._until(
-            lambda: (
-                unwanted()
-                or member in self._training
-                or (len(self._training) < self._slots and self._waiting[0] == member)
-            )
-        )
-        if line.incarnation == incarnation and member in self._waiting:  # else the place is that of a newer one
-            self._waiting.remove(member)
+        await self._until(lambda: unwanted() or self._turns.is_next(member))
+        if line.incarnation == incarnation:  # else the place is that of a newer one
+            self._turns.step_aside(member)
         wanted = not unwanted()
         if wanted:
-            self._training.add(member)
+            self._turns.take(member)
         await self._tell()  # whoever was behind it is the first now
         return wanted
 
     async def made_room(self, member: int, incarnation: str) -> None:
         """Note that a member's workers have left."""
         if self._line(member).incarnation == incarnation:
-            self._training.discard(member)
+            self._turns.give_back(member)
             await self._tell()
 
     async def train(self, member: int, incarnation: str, generation: int) -> dict[str, Any] | None:
@@ -186,7 +178,7 @@ class Switchboard:
         """
         line, key = self._line(member), (group, turn)
         if line.incarnation == incarnation:
-            self._training.add(member)  # this may be a new switchboard, that gave no turns yet
+            self._turns.take(member)  # this may be a new switchboard, that gave no turns yet
         await self._until(
             lambda: (
                 line.incarnation != incarnation
@@ -298,33 +290,7 @@ class Switchboard:
             if order.samples == taker.row["samples"]:  # asked again after a death that came before the answer
                 return order.seq
         seq = 1 + max((row["seq"] for row in self._lineage.rows if "seq" in row), default=0)
-        row = {
-            "event": "exploit",
-            "seq": seq,
-            "member": member,
-            "samples": taker.row["samples"],
-            "donor": donor,
-            "donor_samples": giver.row["samples"],
-            "state": f"{donor}@{giver.row['samples']}",
-            "old": dict(taker.values),
-            "new": dict(values),
-            "before": taker.row["fitness"],
-            "after": giver.row["fitness"],
-            "root": giver.row["root"],
-            "gap": gap if gap is None or abs(gap) < 1e9 else None,
-        }
-        given = giver.row["values"]
-        changed = {key: value for key, value in values.items() if value != given.get(key)}
-        mutation = {
-            "event": "mutation",
-            "seq": seq,
-            "member": member,
-            "samples": taker.row["samples"],
-            "old": {key: given.get(key) for key in changed},
-            "new": changed,
-            "how": {key: how.get(key, "") for key in changed},
-        }
-        self._note(row, mutation)
+        self._note(*exploit_rows(seq, taker, giver, values, how, gap))
         taker.take(self._lineage.rows[-2])
         await self._tell()
         return seq
@@ -349,8 +315,7 @@ class Switchboard:
 
     def score(self, row: Row) -> float | None:
         """Return a row's fitness as a number of which more is better; None where it has diverged."""
-        fitness = row["fitness"]
-        return None if fitness is None else fitness if self._search.fitness.mode == "max" else -fitness
+        return self._search.fitness.as_score(row["fitness"])
 
     def _fitness(self, row: Mapping[str, Any]) -> float | None:
         if row["state"] != "trained":
@@ -373,30 +338,14 @@ class Switchboard:
 
     def _over(self, standing: Standing) -> str | None:
         """Return why the search ends for a member here, if it does."""
-        search, stop = self._search, self._search.stop
-        if standing.generation >= search.generations:
+        if standing.generation >= self._search.generations:
             return "finished"
         if self._ending is None:
-            if self._all_diverged():
-                self._stopping = self._ending = DIVERGED
-            elif stop.hours is not None and time.time() - self._began > 3600 * stop.hours:
-                self._ending = f"stop.hours={stop.hours:g} are over"
-            elif stop.plateau_generations is not None and self._plateau() >= stop.plateau_generations:
-                self._ending = f"no better best for {stop.plateau_generations} generations"
+            hours = (time.time() - self._began) / 3600
+            self._ending = why_over(self._search, self._members.values(), self._population.rows, hours)
+            if self._ending == DIVERGED:
+                self._stopping = self._ending
         return self._ending
-
-    def _all_diverged(self) -> bool:
-        """Tell whether nobody has weights to give; where weights are not taken, whether nobody ever had any."""
-        taking = self._search.algorithm == "pbt"
-        rows = [standing.row for standing in self._members.values() if not (taking and standing.dead)]
-        return bool(rows) and all(row is not None and row["fitness"] is None for row in rows)
-
-    def _plateau(self) -> int:
-        """Return how many generations ago the best was found, by the member that is least far."""
-        scored = [(self.score(row), row["generation"]) for row in self._population.rows]
-        best = max(((score, -generation) for score, generation in scored if score is not None), default=None)
-        living = [standing.generation for standing in self._members.values() if not standing.dead]
-        return 0 if best is None or not living else min(living) + best[1]
 
     def _pending(self, member: int, *, samples: int, seq: int) -> Order | None:
         """Return what a member at a clock, whose weights know the exploits up to ``seq``, is to do next."""
@@ -406,8 +355,7 @@ class Switchboard:
             if order.seq > seq and order.samples >= samples:
                 return order
         idle = line.target is None or line.target.until <= samples
-        crowded = bool(self._waiting) and len(self._training) >= self._slots
-        if line.leaving or self._stopping or (idle and crowded):
+        if line.leaving or self._stopping or (idle and self._turns.crowded):
             return Leave()
         if idle:
             return None
