@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.run import read_rows
-from shoal_ray.population.lineage_page import Mode, Segment, lineage_page, segments, winning_line
+from shoal_ray.population.lineage_page import lineage_page
+from shoal_ray.population.pedigree import Mode, Segment, line_to, segments, winning_line
 
 Row = dict[str, Any]
 LR, LATENT = "optim.lr", "nets.latent"
@@ -311,6 +312,14 @@ def test_the_page_carries_the_tree_as_json() -> None:
     assert (last["exploit"]["donor"], last["loaded"]["source"], last["mutation"]["new"][LATENT]) == (0, "memory", 8)
     assert data["segments"][2]["history"][0]["fitness"] is None
     assert data["segments"][0]["exploit"] is None
+
+
+def test_the_line_leads_to_the_best_even_if_that_was_earlier() -> None:
+    events, rows = small_search()
+    data = Page(lineage_page("small", events, rows, mode="min", metric="m", best=(0, 10))).data
+    assert data["line"] == [{"segment": 0, "from": 0, "to": 10}]
+    assert line_to(segments(events, rows), 1, 20) == [0, 3]
+    assert line_to(segments(events, rows), 1, 21) == []
 
 
 def test_a_picture_lies_with_the_segment_that_ends_there() -> None:

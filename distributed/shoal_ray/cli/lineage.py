@@ -69,6 +69,7 @@ def lineage(
 def write_page(directory: "SearchDirectory") -> Path:
     """Write ``SEARCH/lineage.html``; return its path."""
     from shoal_ray.population.lineage_page import lineage_page
+    from shoal_ray.population.winner import best_state
 
     rows = read_rows(directory.population)
     path = directory.path / "lineage.html"
@@ -79,6 +80,7 @@ def write_page(directory: "SearchDirectory") -> Path:
         rows,
         mode=fitness.mode,
         metric=fitness.metric,
+        best=best_state(directory),
         pictures=_pictures(directory, rows),
     )
     write_text(path, text)

@@ -9,7 +9,7 @@ from shoal.data import DataSet
 from shoal.errors import RunError
 from shoal.run import read_rows
 from shoal_ray.population.directory import SearchDirectory
-from shoal_ray.population.lineage_page import Segment, segments
+from shoal_ray.population.pedigree import Segment, line_to, segments
 
 
 def winner(directory: SearchDirectory) -> RunConfig:
@@ -43,20 +43,22 @@ def best_line(directory: SearchDirectory) -> tuple[list[Segment], int]:
     Raises:
         RunError: nothing was trained yet.
     """
+    best = best_state(directory)
+    if best is None:
+        raise RunError(f"{directory.path} has trained nothing yet; go on with --resume")
+    pieces = segments(read_rows(directory.lineage), read_rows(directory.population))
+    line = [pieces[place] for place in line_to(pieces, *best)]
+    if not line:
+        raise RunError(
+            f"the journals of {directory.path} do not tell of what is in {directory.best}; was a line of them removed?"
+        )
+    return line, best[1]
+
+
+def best_state(directory: SearchDirectory) -> tuple[int, int] | None:
+    """Return the member and the clock of what is in ``best/``; None where there is nothing yet."""
     origin = directory.best / "origin.json"
     if not origin.is_file():
-        raise RunError(f"{directory.path} has trained nothing yet; go on with --resume")
-    best = json.loads(origin.read_text())
-    pieces = segments(read_rows(directory.lineage), read_rows(directory.population))
-    steps = (
-        index
-        for index, piece in enumerate(pieces)
-        if piece.member == best["member"] and piece.start_samples < best["samples"] <= piece.end_samples
-    )
-    step = next(steps, None)
-    if step is None:
-        raise RunError(f"the journals of {directory.path} do not tell of {origin}; was a line of them removed?")
-    line = [pieces[step]]
-    while line[0].parent is not None:
-        line.insert(0, pieces[line[0].parent])
-    return line, int(best["samples"])
+        return None
+    row = json.loads(origin.read_text())
+    return row["member"], row["samples"]
