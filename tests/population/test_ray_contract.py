@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from ray.train.torch import config as torch_config
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -29,7 +29,7 @@ def holders() -> dict[str, Any]:
         "TuneController": TuneController,
         "DataParallelTrainer": DataParallelTrainer,
         "TrainController": TrainController,
-        "WorkerGroupCallback": WorkerGroupCallback,
+        "WorkerGroup": WorkerGroup,
         "ray.train.torch.config": torch_config,
     }
 
@@ -47,6 +47,7 @@ SIGNATURES = {
     PopulationBasedTraining.on_trial_result: ["tune_controller", "trial", "result"],
     PopulationBasedTraining.on_trial_add: ["tune_controller", "trial"],
     TuneController._schedule_trial_train: ["trial"],
+    WorkerGroup._create_placement_group: ["scaling_config", "worker_group_context"],
     torch_config._setup_torch_process_group: ["backend", "world_rank", "world_size", "init_method", "timeout_s"],
     torch_config._shutdown_torch: ["destroy_process_group"],
 }

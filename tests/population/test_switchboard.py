@@ -79,7 +79,7 @@ def test_of_two_incarnations_the_older_is_told_to_leave_and_not_heard(make_searc
 
     async def scenario() -> None:
         async with open_board(directory) as board:
-            assert await board.register(0, "old") == (0, None)
+            assert await board.register(0, "old") == (0, [])
             asked = asyncio.create_task(board.next(0, "old", "g", 1, samples=0, seq=0))
             trained = asyncio.create_task(board.train(0, "old", 1))
             assert await asked == Train(100, 1)
@@ -88,7 +88,7 @@ def test_of_two_incarnations_the_older_is_told_to_leave_and_not_heard(make_searc
             assert await turn
             assert await waits(asked)
             await board.lives_in(0, "old", "a group")
-            assert await board.register(0, "new") == (0, "a group")
+            assert await board.register(0, "new") == (0, ["a group"])
             assert await asked == Leave()
             assert await trained is None
             assert not await board.turn(0, "old")
@@ -102,7 +102,7 @@ def test_of_two_incarnations_the_older_is_told_to_leave_and_not_heard(make_searc
             assert await board.train(0, "old", 1) is None
             standings, _, _ = await board.look()
             assert (standings[0].generation, standings[0].samples, standings[0].dead) == (0, 0, None)
-            assert await board.register(0, "new") == (0, "a group")  # asked again: no harm
+            assert await board.register(0, "new") == (0, ["a group"])  # asked again: no harm
             assert await board.trained(0, "new", told(0, 1, 0.5), []) == (True, 1)
 
     run(scenario)
@@ -426,7 +426,7 @@ def history(board: Switchboard, told: Told) -> list[Callable[[], Awaitable[Any]]
 def known(standings: Mapping[int, Standing]) -> dict[int, Any]:
     """Return what must be the same in a switchboard and in one that was rebuilt from its journals."""
     return {
-        number: (one.values, one.root, one.donor, one.dead, one.incarnation, one.group, [*one.rows], [*one.orders])
+        number: (one.values, one.root, one.donor, one.dead, one.incarnation, [*one.groups], [*one.rows], [*one.orders])
         for number, one in standings.items()
     }
 

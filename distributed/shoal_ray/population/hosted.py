@@ -2,17 +2,20 @@
 
 import asyncio
 import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._raylet import PlacementGroupID
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
 
 NEEDLESS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 """Callbacks that start one more actor for every run: for what `Tenancy` does, and for Ray Data, which nobody uses."""
@@ -28,13 +31,17 @@ class HostedTrainer(DataParallelTrainer):
     tenancy: "Tenancy"
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        class MemberGroup(TenantGroup):
+            tenancy = self.tenancy
+
         controller = TrainController(**settings)
+        controller.worker_group_cls = MemberGroup
         asyncio.run(controller.run())  # type: ignore[no-untyped-call]  # ray's own
         return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [*(callback for callback in callbacks if type(callback).__name__ not in NEEDLESS), self.tenancy]
+        return [callback for callback in callbacks if type(callback).__name__ not in NEEDLESS]
 
 
 @dataclass
@@ -95,22 +102,41 @@ def leave(destroy: bool) -> None:
     config._shutdown_torch(destroy_process_group=destroy)  # type: ignore[no-untyped-call]  # ray's own
 
 
-class Tenancy(WorkerGroupCallback):
-    """Tells the switchboard which placement group a member's workers live in.
+class Tenancy:
+    """Names the placement groups of a member's workers, and tells the switchboard of each before there is one.
 
     Ray keeps the placement group of an actor that was killed as long as its job lives: nobody else could use what it
-    reserves. The member's next incarnation gives it back.
+    reserves. The member's next incarnation gives it back, whenever the last one died.
     """
 
     def __init__(self, board: Any, member: int, incarnation: str) -> None:
         self._board, self._me = board, (member, incarnation)
 
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Register the placement group."""
-        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        ray.get(self._board.lives_in.remote(*self._me, group.id.hex()))
+    def announce(self) -> str:
+        """Return the name of the next group."""
+        member, incarnation = self._me
+        name = f"shoal-{member}-{incarnation}-{secrets.token_hex(4)}"
+        ray.get(self._board.lives_in.remote(member, incarnation, name))
+        return name
 
 
-def give_back(group: str) -> None:
-    """Remove the placement group that a dead member has left."""
-    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+class TenantGroup(WorkerGroup):
+    """Ray's worker group in a placement group that was announced."""
+
+    tenancy: Tenancy
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
+        group = placement_group(
+            [worker_group_context.resources_per_worker] * worker_group_context.num_workers,
+            strategy=worker_group_context.placement_strategy,
+            bundle_label_selector=worker_group_context.label_selector,
+            name=self.tenancy.announce(),
+        )
+        return DefaultPlacementGroupHandle(group)
+
+
+def give_back(names: Sequence[str]) -> None:
+    """Remove the placement groups that a dead member has left."""
+    for name in names:
+        with suppress(ValueError):  # there is none of this name, or none any more
+            remove_placement_group(get_placement_group(name))

@@ -40,8 +40,7 @@ class MemberTrainable(tune.Trainable):
         self._board = switchboard(config["namespace"])
         self._incarnation = secrets.token_hex(4)
         self._done, left = ray.get(self._board.register.remote(self._number, self._incarnation))
-        if left is not None:
-            give_back(left)
+        give_back(left)
         self._settings = dict(config)
         self._thread: threading.Thread | None = None
         self._ended: dict[str, Any] = {}

@@ -36,8 +36,8 @@ PRIVATE = {
     "Trial.run_metadata.checkpoint_manager": ("_latest_checkpoint_result",),
     "TuneController": ("_schedule_trial_train", "get_live_trials", "get_trials", "pause_trial"),
     "DataParallelTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
-    "TrainController": ("run", "get_result"),
-    "WorkerGroupCallback": ("after_worker_group_start",),
+    "TrainController": ("run", "get_result", "worker_group_cls"),
+    "WorkerGroup": ("_create_placement_group",),
     "ray.train.torch.config": ("_set_torch_distributed_env_vars", "_setup_torch_process_group", "_shutdown_torch"),
 }
 """Of Ray 2.60: what is overridden or touched here and in ``hosted.py``."""

@@ -27,7 +27,7 @@ class Standing:
         taken_root: of the weights of its last exploit.
         over: why the search ends for it.
         incarnation: of its process; an older one is not heard.
-        group: the placement group that its workers live in, or lived in last.
+        groups: every placement group that was announced for its workers.
         live: what it said last of its progress: samples, samples_per_sec, state.
     """
 
@@ -42,7 +42,7 @@ class Standing:
     former_root: int = -1
     taken_root: int = -1
     incarnation: str = ""
-    group: str | None = None
+    groups: list[str] = field(default_factory=list)
     over: str | None = None
 
     @property
@@ -93,7 +93,7 @@ def standings(lineage: Sequence[Row], population: Sequence[Row]) -> dict[int, St
                 found[row["member"]].dead = None
                 found[row["member"]].incarnation = row["incarnation"]
             case "workers":
-                found[row["member"]].group = row["group"]
+                found[row["member"]].groups.append(row["group"])
     for row in population:
         found[row["member"]].rows.append(row)
     return found

@@ -68,11 +68,11 @@ class Switchboard:
 
     # --- the life of a member: its Trainable calls these --------------------------------------------------------------
 
-    async def register(self, member: int, incarnation: str) -> tuple[int, str | None]:
+    async def register(self, member: int, incarnation: str) -> tuple[int, list[str]]:
         """Let a new incarnation speak for a member, and silence all older ones.
 
         Returns:
-            its generations so far, and the placement group that an older one has left, if any.
+            its generations so far, and the placement groups that older ones may have left.
         """
         line, standing = self._line(member), self._members[member]
         if line.incarnation != incarnation:
@@ -82,14 +82,14 @@ class Switchboard:
             self._turns.step_aside(member)
             standing.incarnation, standing.dead = incarnation, None
         await self._tell()
-        return standing.generation, standing.group
+        return standing.generation, list(standing.groups)
 
     async def lives_in(self, member: int, incarnation: str, group: str) -> None:
-        """Note the placement group of a member's workers."""
+        """Note the placement group that is about to be made for a member's workers."""
         standing = self._members[member]
         if self._line(member).incarnation == incarnation:
             self._note({"event": "workers", "member": member, "samples": _samples(standing), "group": group})
-            standing.group = group
+            standing.groups.append(group)
 
     async def turn(self, member: int, incarnation: str) -> bool:
         """Wait until a member may train; False: it has nothing more to do here."""
