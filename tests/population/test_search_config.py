@@ -271,7 +271,8 @@ def test_a_search_of_a_file_needs_the_file_no_more(search: Search, tmp_path: Pat
 def test_fitness_by_hand(mode: str, price: dict[str, float], natural: float, score: float) -> None:
     fitness = FitnessConfig.model_validate({"metric": "m", "mode": mode, "price": price})
     assert fitness.natural({"m": 5.0, "n": 1.0}, {"a.b": 4, "c": 2}) == natural
-    assert fitness.score({"m": 5.0, "n": 1.0}, {"a.b": 4, "c": 2}) == score
+    assert fitness.score(natural) == score
+    assert fitness.score(None) is None
 
 
 def test_two_prices_add_up() -> None:
@@ -283,7 +284,7 @@ def test_two_prices_add_up() -> None:
 def test_the_better_metric_scores_higher(one: float, two: float, mode: str) -> None:
     fitness = FitnessConfig.model_validate({"metric": "m", "mode": mode})
     better = min(one, two) if mode == "min" else max(one, two)
-    assert max((one, two), key=lambda metric: fitness.score({"m": metric}, {})) == better
+    assert max((one, two), key=lambda metric: fitness.score(fitness.natural({"m": metric}, {})) or 0.0) == better
 
 
 def test_prices_are_of_what_is_searched_and_of_what_is_not(search: Search) -> None:

@@ -37,7 +37,7 @@ def all_diverged(search: SearchConfig, members: Collection[Standing]) -> bool:
 
 def plateau(search: SearchConfig, members: Collection[Standing], rows: Sequence[Row]) -> int:
     """Return how many generations ago the best was found, by the member that is least far."""
-    scored = [(search.fitness.as_score(row["fitness"]), row["generation"]) for row in rows]
+    scored = [(search.fitness.score(row["fitness"]), row["generation"]) for row in rows]
     best = max(((score, -generation) for score, generation in scored if score is not None), default=None)
     living = [standing.generation for standing in members if not standing.dead]
     return 0 if best is None or not living else min(living) + best[1]

@@ -42,18 +42,9 @@ class FitnessConfig(Strict):
         charge = sum((each * float(values[key]) for key, each in self.price.items()), 0.0)
         return scalars[find_metric(self.metric, scalars)] + (charge if self.mode == "min" else -charge)
 
-    def as_score(self, fitness: float | None) -> float | None:
+    def score(self, fitness: float | None) -> float | None:
         """Return a fitness as a number of which more is better; None where there is none."""
         return fitness if fitness is None or self.mode == "max" else -fitness
-
-    def score(self, scalars: Mapping[str, float], values: Mapping[str, Value]) -> float:
-        """Return the same as a number of which more is better, whatever the metric's direction.
-
-        Raises:
-            ConfigError: no such metric in ``scalars``.
-        """
-        natural = self.natural(scalars, values)
-        return natural if self.mode == "max" else -natural
 
 
 class ExploitConfig(Strict):

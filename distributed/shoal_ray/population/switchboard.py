@@ -315,7 +315,7 @@ class Switchboard:
 
     def score(self, row: Row) -> float | None:
         """Return a row's fitness as a number of which more is better; None where it has diverged."""
-        return self._search.fitness.as_score(row["fitness"])
+        return self._search.fitness.score(row["fitness"])
 
     def _fitness(self, row: Mapping[str, Any]) -> float | None:
         if row["state"] != "trained":

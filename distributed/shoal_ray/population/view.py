@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal_ray.display import Tail, clock
-from shoal_ray.population.board import shown, tell
+from shoal_ray.population.board import by_fitness, shown, tell
 from shoal_ray.population.directory import SearchDirectory
 from shoal_ray.population.journal import Row, events
 from shoal_ray.population.standing import Standing
@@ -116,9 +116,8 @@ class SearchView(Screen):
         return [standing for standing in self._standings.values() if not standing.dead]
 
     def _best(self) -> tuple[float, int] | None:
-        rows = [row for standing in self._standings.values() for row in standing.rows if row["fitness"] is not None]
-        pick = min if self._search.fitness.mode == "min" else max
-        best = pick(rows, key=lambda row: row["fitness"], default=None)
+        rows = (row for standing in self._standings.values() for row in standing.rows if row["fitness"] is not None)
+        best = next(iter(by_fitness(rows, self._search.fitness.mode)), None)
         return None if best is None else (best["fitness"], best["member"])
 
     def _samples(self) -> int:
