@@ -208,11 +208,12 @@ class InPlacePbt(PopulationBasedTraining):
         diverged = score is not None and score <= DIVERGED_SCORE
         if (trial in upper_quantile and not diverged) or not (trial in lower_quantile or diverged):
             return
-        donors = {number_of(donor): donor for donor in upper_quantile if donor is not trial}
-        choice = ray.get(self._board().choose.remote(number_of(trial), sorted(donors)))
+        donors = sorted(number_of(donor) for donor in upper_quantile if donor is not trial)
+        choice = ray.get(self._board().choose.remote(number_of(trial), donors))
         if choice.donor is not None:
             self._choice = choice
-            self._exploit(tune_controller, trial, donors[choice.donor])
+            donor = next(other for other in self._trial_state if number_of(other) == choice.donor)
+            self._exploit(tune_controller, trial, donor)
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         manager, state = trial.run_metadata.checkpoint_manager, self._trial_state[trial]

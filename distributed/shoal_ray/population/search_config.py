@@ -52,7 +52,10 @@ class ExploitConfig(Strict):
 
     min_gap: float = Field(2.0, ge=0, description="least lead of the other, in standard errors of the difference")
     max_share: float = Field(
-        0.5, gt=0, le=1, description="of the population that may descend from one first member, before the last third"
+        0.5,
+        gt=0,
+        le=1,
+        description="of the population that may descend from one first member before the last third; then others give",
     )
 
 

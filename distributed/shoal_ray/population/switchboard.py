@@ -272,6 +272,7 @@ class Switchboard:
             self._candidate(member),
             [self._candidate(donor) for donor in donors],
             living,
+            others=[self._candidate(other) for other in living if other not in donors],
             min_gap=search.exploit.min_gap,
             max_share=search.exploit.max_share,
             progress=samples / search.samples,
