@@ -32,9 +32,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pbt": ("PBT over lr and latent", ()),
     "pbt-lr": ("PBT over lr, latent 32", ("space.nets.latent=null",)),
     "random": ("random search", ("algorithm=random",)),
-    # Rungs after 1, 3 and 9 generations, each passed by a third: 2.44 generations a member, so 33 members cost as much
-    # as 8 that train to their end.
-    "asha": ("ASHA", ("algorithm=asha", "population=33", "reduction_factor=3")),
+    # Rungs after 1, 3 and 9 generations. A third would pass each if all came together; coming one by one more do, three
+    # generations a member in all, so 27 members cost as much as 8 that train to their end.
+    "asha": ("ASHA", ("algorithm=asha", "population=27", "reduction_factor=3")),
 }
 PRESETS = {"preset": "preset, as long as a member", "preset-long": "preset, as long as the whole search"}
 """The preset's own learning rate and schedule, latent 32, on the same network."""

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shoal.data import load_manifest
 from shoal.errors import ClusterError
+from shoal_ray import warm
 from shoal_ray.resources import Resources, check_capacity, settle_gpus
 
 KNOCK_TIMEOUT_SEC = 5
@@ -46,6 +47,7 @@ def connected(address: str | None) -> Iterator[None]:
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            runtime_env=None if address else {"py_executable": warm.begin()},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(_unreachable(address, str(error).strip().partition("\n")[0])) from None

@@ -20,6 +20,7 @@ from shoal.errors import ConfigError, ShoalError
 from shoal.files import write_text
 from shoal.objectives import load_plugin
 from shoal.run import EVALUATION, Run, read_rows
+from shoal_ray import warm
 from shoal_ray.cli.paths import expanded
 from shoal_ray.cli.progress import images_progress
 from shoal_ray.cli.train import split_words
@@ -80,6 +81,8 @@ def tune(
     path = expanded(out or Path("runs") / Path(str(name)).stem).absolute()
     if plugin is not None:
         load_plugin(expanded(plugin))
+    if address is None:
+        warm.begin()  # it imports while the search is checked
     old = SearchDirectory.open(path) if resume else None
     if old is not None and (overrides or population or plugin or (name and out)):
         raise ConfigError(
