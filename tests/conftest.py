@@ -20,6 +20,7 @@ from shoal.loop import Tick, train
 from shoal.objectives import OBJECTIVES
 from shoal.run import Run
 from shoal.world import World
+from tests.storage.s3 import s3, s3_port  # noqa: F401 - fixtures
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

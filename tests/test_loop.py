@@ -25,6 +25,7 @@ from shoal.objectives import Autoencoder, Batch, Scalars, register
 from shoal.objectives.autoencoder import AutoencoderConfig
 from shoal.pixels import to_float
 from shoal.run import Run
+from shoal.storage.location import Location
 from shoal.state import State, build_objective
 from shoal.world import World
 
@@ -436,7 +437,7 @@ def test_a_resume_with_other_data_is_refused_with_both_fingerprints(
     )
     run = make_run()
     finish(run, stop_after=2)
-    other = Run(run.path, run.config, tmp_path / "other")
+    other = Run(run.path, run.config, Location.parse(tmp_path / "other"))
     with pytest.raises(DataError) as caught:
         finish(other, resume=newest(run))
     assert original.fingerprint[:12] in str(caught.value)

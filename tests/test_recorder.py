@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from shoal.checkpoint import Checkpoint, directory_name, read
-from shoal.execute import Outcome, StorageError, execute
+from shoal.errors import StorageError
+from shoal.execute import Outcome, execute
 from shoal.loop import Tick
 from shoal.recorder import Recorder, last_row, newest_picture, save_png
 from shoal.run import Run

@@ -66,7 +66,7 @@ def test_a_run_is_found_again_from_another_folder(
     run = Run.create(tmp_path / "run", tiny(), Path(small_data.name))
     monkeypatch.chdir(tmp_path)
     assert Run.open(Path("run")) == run
-    assert run.data == small_data
+    assert run.data.local == small_data
     assert run.path.is_absolute()
 
 
@@ -218,9 +218,9 @@ def test_a_resume_refuses_unknown_keys_as_ever(make_run: MakeRun) -> None:
 def test_saving_notes_where_the_run_goes_on(make_run: MakeRun, colour_data: Path) -> None:
     run = make_run()
     moved = run.save(colour_data, {"workers": 5})
-    assert moved.data == colour_data
+    assert moved.data.local == colour_data
     assert json.loads((run.path / "environment.json").read_text())["workers"] == 5
-    assert Run.open(run.path).data == colour_data
+    assert Run.open(run.path).data.local == colour_data
     assert sorted(file.name for file in run.path.iterdir()) == ["config.yaml", "environment.json"]
 
 

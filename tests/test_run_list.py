@@ -16,7 +16,8 @@ from shoal.errors import RunError
 from shoal.execute import execute
 from shoal.loop import Tick
 from shoal.run import Run, read_rows
-from shoal.run_list import LONGEST_ROW_BYTES, TAIL_BYTES, RunEntry, describe, is_locked, list_runs, newest_row
+from shoal.run_files import is_locked
+from shoal.run_list import LONGEST_ROW_BYTES, TAIL_BYTES, RunEntry, describe, list_runs, newest_row
 from shoal.world import World
 
 MakeRun = Callable[..., Run]

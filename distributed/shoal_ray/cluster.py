@@ -4,12 +4,10 @@ import logging
 import os
 import platform
 import secrets
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +15,10 @@ from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shoal.data import load_manifest
-from shoal.errors import ClusterError
+from shoal.errors import ClusterError, StorageError
+from shoal.run_files import Place, local_path
+from shoal.storage.location import Location
+from shoal.storage.retry import Patience, patience
 from shoal_ray import warm
 from shoal_ray.resources import Resources, check_capacity, settle_gpus
 
@@ -25,6 +26,9 @@ KNOCK_TIMEOUT_SEC = 5
 
 PROBE_TIMEOUT_SEC = 60
 """How long a node may take to answer; a fresh worker process imports torch first."""
+
+PROBE_PATIENCE_SEC = 15
+"""How long a node waits for a store, within that."""
 
 
 @contextmanager
@@ -90,7 +94,7 @@ def free_resources() -> str:
     return f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
 
 
-def preflight(resources: Resources, run_parent: Path, data: Path) -> Resources:
+def preflight(resources: Resources, run_parent: Place, data: Location) -> Resources:
     """Check capacity, versions, storage and data on every node; return the resources with the GPUs settled.
 
     Raises:
@@ -109,16 +113,14 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray's own
 
 
-def check_nodes(nodes: list[dict[str, Any]], run_parent: Path, data: Path | None) -> None:
+def check_nodes(nodes: list[dict[str, Any]], run_parent: Place, data: Place | None) -> None:
     """Ask every node for its versions, a file in the runs' folder, and the fingerprint of a data set, if one is named.
 
     Raises:
         ClusterError: names every node that differs.
+        StorageError: the store of the runs refuses this machine, or does not answer.
     """
-    existing = next(folder for folder in [run_parent, *run_parent.parents] if folder.is_dir())
-    shared = existing / f".shoal-preflight-{secrets.token_hex(4)}"
-    shared.mkdir()
-    try:
+    with signing_place(run_parent) as shared:
         asked = {
             f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -139,25 +141,50 @@ def check_nodes(nodes: list[dict[str, Any]], run_parent: Path, data: Path | None
                 if answer[what] != value
             ]
             if answer["data"] != fingerprint:
-                problems.append(f"{name}: cannot use the data set {data}: {answer['data']}; put it on shared storage")
-            if not (shared / answer["node_id"]).is_file():
-                problems.append(f"{name}: {run_parent} is not shared with it; give --out on storage every node mounts")
+                remedy = "put it on shared storage" if data and local_path(data) else "let that node reach it too"
+                problems.append(f"{name}: cannot use the data set {data}: {answer['data']}; {remedy}")
+            if not (shared / answer["node_id"]).exists():
+                problems.append(
+                    f"{name}: {run_parent} is not shared with it; give --out on storage every node mounts"
+                    if shared.local
+                    else f"{name}: cannot write to {run_parent}: {answer['storage']}; let that node write there too"
+                )
         if problems:
             raise ClusterError("the cluster is not ready:\n  " + "\n  ".join(problems))
+
+
+@contextmanager
+def signing_place(run_parent: Place) -> Iterator[Location]:
+    """Make a folder in the runs' folder in which every node can sign; it goes with the block."""
+    path, name = local_path(run_parent), f".shoal-preflight-{secrets.token_hex(4)}"
+    if path is not None:
+        existing = next(folder for folder in [path, *path.parents] if folder.is_dir())
+        (existing / name).mkdir()
+        shared = Location.parse(existing / name)
+    else:
+        shared = Location.parse(run_parent) / name
+    try:
+        yield shared
     finally:
-        shutil.rmtree(shared, ignore_errors=True)
+        with suppress(StorageError):  # the preflight's own answer counts
+            shared.delete()
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def probe(shared: str, node_id: str, data: str | None) -> dict[str, Any]:
     """Run on one node: tell versions and what it sees of the data set, and sign in the driver's folder if it can."""
-    found: dict[str, Any] = versions() | {"node_id": node_id}
-    with suppress(OSError):
-        (Path(shared) / node_id).write_text(socket.gethostname())
-    try:
-        found["data"] = load_manifest(Path(data)).fingerprint if data else None
-    except (ValueError, OSError) as error:
-        found["data"] = str(error)
+    found: dict[str, Any] = versions() | {"node_id": node_id, "storage": None}
+    place = Location.parse(shared)
+    with patience(Patience(total_sec=PROBE_PATIENCE_SEC)):
+        try:
+            if place.local is None or place.exists():  # made by the driver, unless this is another machine's folder
+                (place / node_id).write_bytes(socket.gethostname().encode())
+        except (ValueError, OSError) as error:
+            found["storage"] = str(error)
+        try:
+            found["data"] = load_manifest(Location.parse(data)).fingerprint if data else None
+        except (ValueError, OSError) as error:
+            found["data"] = str(error)
     return found
 
 

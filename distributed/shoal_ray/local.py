@@ -10,12 +10,15 @@ from shoal_ray.stop import StopSignals
 from shoal_ray.tensorboard import TensorBoardSink
 
 
-def train_here(run: Run, world: World, signals: StopSignals, on_tick: Callable[[Tick], None]) -> Outcome:
+def train_here(
+    run: Run, world: World, signals: StopSignals, on_tick: Callable[[Tick], None], *, quarantine: bool = False
+) -> Outcome:
     """Train in this process, which is one worker of ``world``; returns when done or asked to stop."""
     return execute(
         run,
         world,
         should_stop=signals.asked.is_set,
+        quarantine=quarantine,
         sinks=lambda samples: [TensorBoardSink(run, samples)],
         on_tick=on_tick,
     )

@@ -9,7 +9,10 @@ from shoal.data import DataSet
 from shoal.errors import ConfigError, RunError
 from shoal.loop import check, check_resume
 from shoal.objectives import load_plugin
-from shoal.run import Run, refuse_existing
+from shoal.run import Run
+from shoal.run_files import Place, local_path, refuse_existing, refuse_locked
+from shoal.storage.location import Location
+from shoal.storage.mirror import Mirror, refuse_unwritable
 from shoal.warm_start import NOTED, WarmStart, plan
 
 
@@ -17,17 +20,17 @@ class Request:
     """A new run, or an old one that is to go on.
 
     Attributes:
-        path: the run directory.
+        place: where the run is: its directory, or the URI of one.
         config: the effective configuration.
-        data: the data set's directory.
+        data: where the data set is.
         start_samples: the clock that an old run goes on from.
         passed_over: why newer checkpoints of it cannot be used.
         cautions: what will run but badly.
         warm_start: what it takes from another run before its first step.
     """
 
-    def __init__(self, path: Path, config: RunConfig, data: Path, old: Run | None, plugin: Path | None) -> None:
-        self.path = path
+    def __init__(self, place: Place, config: RunConfig, data: Location, old: Run | None, plugin: Path | None) -> None:
+        self.place = place
         self.config = config
         self.data = data
         self.start_samples = 0
@@ -39,32 +42,40 @@ class Request:
 
     @classmethod
     def new(
-        cls, path: Path, name: str, overrides: Sequence[str], data: Path | None, plugin: Path | None, workers: int
+        cls,
+        place: Place,
+        name: str,
+        overrides: Sequence[str],
+        data: Location | None,
+        plugin: Path | None,
+        workers: int,
     ) -> "Request":
         """Ask for a new run.
 
         Raises:
             ShoalError: whatever would keep it from training.
         """
-        refuse_existing(path)
+        refuse_existing(place)
         if plugin is not None:
             load_plugin(plugin)
         config = read_config(name, overrides)
         if data is None:
             raise ConfigError("no data set given; --data DIR names one (make it with `shoal data import`)")
-        request = cls(path, config, data, None, plugin)
+        request = cls(place, config, data, None, plugin)
         opened = DataSet.open(data)
         request.cautions = check(config, opened, workers)
-        request.warm_start = plan(config, opened, path)
+        request.warm_start = plan(config, opened, place)
+        if local_path(place) is None:
+            refuse_unwritable(Location.parse(place))
         return request
 
     @classmethod
     def resumed(
         cls,
-        path: Path,
+        place: Place,
         name: str | None,
         overrides: Sequence[str],
-        data: Path | None,
+        data: Location | None,
         plugin: Path | None,
         workers: int,
     ) -> "Request":
@@ -77,20 +88,30 @@ class Request:
             raise ConfigError(
                 f"--plugin {plugin} does not go with --resume: the run has kept its own copy; leave it out"
             )
-        old = Run.open(path)
+        if local_path(place) is None:  # before anything is fetched under the feet of a process that trains it now
+            home = Location.parse(place)
+            refuse_locked(Mirror.of(home, writes=True).path, home)
+        old = Run.open(place, writes=True)
         if name is not None and read_config(name).objective.name != old.config.objective.name:
             raise ConfigError(
-                f"{path} holds a run of objective '{old.config.objective.name}', not of {name}; leave out {name},"
+                f"{place} holds a run of objective '{old.config.objective.name}', not of {name}; leave out {name},"
                 " since --resume keeps the run's own configuration, or give another --out"
             )
         run = old.resumed(overrides)
-        request = cls(path, run.config, data or run.data, run, None)
+        request = cls(place, run.config, data or run.data, run, None)
         opened = DataSet.open(request.data)
         request.cautions = check(request.config, opened, workers)
-        found = run.newest_checkpoint(request.passed_over)
+        newest = run.find_checkpoint()
+        found, request.passed_over = newest.checkpoint, newest.passed_over
         if found is None:
-            request.warm_start = plan(request.config, opened, path)
+            request.warm_start = plan(request.config, opened, place)
         else:
+            if not newest.at_home:
+                there = "no checkpoint" if newest.newest_at_home is None else f"sample {newest.newest_at_home:,}"
+                request.cautions.append(
+                    f"goes on from this machine's copy at sample {found.samples:,}, which did not reach {place}:"
+                    f" {there} is the newest there"
+                )
             check_resume(found, request.config, opened)
             request.start_samples = found.samples
             if request.config.duration_samples < found.samples:
@@ -98,7 +119,14 @@ class Request:
                     f"duration_samples={request.config.duration_samples} lies before sample {found.samples}, where the"
                     f" run stands; use duration_samples > {found.samples}"
                 )
+        if local_path(place) is None:
+            refuse_unwritable(Location.parse(place))
         return request
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory on this machine: of one at a URI, the copy."""
+        return local_path(self.place) or Mirror.of(Location.parse(self.place), writes=True).path
 
     @property
     def finished(self) -> bool:
@@ -109,9 +137,9 @@ class Request:
         """Write the run directory, or bring an old one up to date; return the run."""
         if self.warm_start is not None:
             facts[NOTED] = self.warm_start.facts()
-        elif noted := Run.facts_of(self.path).get(NOTED):
+        elif noted := Run.facts_of(self.place).get(NOTED):
             facts[NOTED] = noted
         if self._old is None:
-            return Run.create(self.path, self.config, self.data, plugin=self._plugin, facts=facts)
+            return Run.create(self.place, self.config, self.data, plugin=self._plugin, facts=facts)
         with self._old.locked():  # not under the feet of a process that trains it now
             return self._old.save(self.data, facts)

@@ -1,4 +1,4 @@
-"""A run in TensorBoard: scalars and pictures over the sample clock, the configuration as text. Knows nothing of Ray."""
+"""A run in TensorBoard: scalars and pictures over the sample clock, text for the rest. Knows nothing of Ray."""
 
 import time
 import warnings
@@ -26,6 +26,7 @@ class TensorBoardSink:
         if not samples:  # whatever an earlier process logged, all its steps were lost and will be taken again
             for lost in (run.path / FOLDER).glob("events.out.tfevents.*"):
                 lost.unlink()
+        self._quarantined = 0
         self._writer = SummaryWriter(str(run.path / FOLDER), purge_step=samples + 1 if samples else 0)
         if not samples:
             self._writer.add_text("config", "```yaml\n" + run.config.to_yaml() + "```", 0)
@@ -37,6 +38,10 @@ class TensorBoardSink:
             self._writer.add_scalar(name, value, tick.samples, walltime=now)
         for name, picture in tick.images.items():
             self._writer.add_image(name, picture, tick.samples, walltime=now, dataformats="HWC")
+        if len(tick.quarantined) != self._quarantined:
+            self._quarantined = len(tick.quarantined)
+            said = "".join(f"- {block}\n" for block in tick.quarantined)
+            self._writer.add_text("quarantine", said, tick.samples, walltime=now)
         self._writer.flush()
 
     def close(self) -> None:

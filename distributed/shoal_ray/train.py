@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shoal.errors import ClusterError, ShoalError
 from shoal.execute import Outcome, execute
-from shoal.run import FAILURES, Run
+from shoal.run import Run
+from shoal.storage.location import Location
 from shoal.world import PROCESS_GROUP_TIMEOUT_SEC, World
 from shoal_ray.failures import CONTROLLER_FAILURES, FailureLog
 from shoal_ray.resources import Resources
@@ -41,16 +42,25 @@ class StopFlag:
 
 
 def train_on_ray(
-    run: Run, resources: Resources, *, max_failures: int, signals: StopSignals, on_wait: Callable[[], None]
+    run: Run,
+    resources: Resources,
+    *,
+    max_failures: int,
+    quarantine: bool = False,
+    signals: StopSignals,
+    on_wait: Callable[[], None],
+    failures: Path,
 ) -> Outcome:
     """Train a run on the connected cluster; the calling thread stays free for signals and the display.
 
     Args:
-        run: what to train; its directory is on storage that every node sees.
+        run: what to train; its directory is on storage that every node sees, or it is at a URI.
         resources: workers and what each of them gets.
         max_failures: how often lost workers are replaced before the run gives up.
+        quarantine: whether to go on without rows that turn out to be damaged.
         signals: the first one makes the run stop at the next sample, the second abandons it.
         on_wait: called a few times a second.
+        failures: the log of lost workers, on this machine.
 
     Raises:
         ShoalError: what a worker refused; nothing is retried then.
@@ -62,7 +72,7 @@ def train_on_ray(
     flag = StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray.remote turns the class into an ActorClass
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]  # ray.train's annotations describe V1: a worker may return a value
-        train_loop_config={"run": str(run.path), "flag": flag},
+        train_loop_config={"run": str(run.place), "flag": flag, "quarantine": quarantine},
         # Workers that share a GPU cannot talk over nccl.
         torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_SEC),
         scaling_config=ScalingConfig(
@@ -79,7 +89,7 @@ def train_on_ray(
                 max_failures=max_failures,
                 controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]  # V1 annotations, as above
             ),
-            callbacks=[FailureLog(run.path / FAILURES)],  # type: ignore[list-item]  # V1 annotations, as above
+            callbacks=[FailureLog(failures)],  # type: ignore[list-item]  # V1 annotations, as above
         ),
     )
     ended: dict[str, Any] = {}
@@ -123,11 +133,13 @@ def worker(settings: dict[str, Any]) -> dict[str, Any] | ShoalError:
     """
     should_stop = FlagWatch(settings["flag"]) if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
-        run = Run.open(Path(settings["run"]))
+        world = World.joined(get_device())
+        run = world.together(lambda: Run.open(Location.parse(settings["run"]), writes=True))
         outcome = execute(
             run,
-            World.joined(get_device()),
+            world,
             should_stop=should_stop,
+            quarantine=settings["quarantine"],
             sinks=lambda samples: [TensorBoardSink(run, samples)],
         )
     except ShoalError as error:

@@ -7,6 +7,7 @@ configuration, and the tensors' checksum. Nothing in it can run code when it is 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,17 @@ def write(
         "config": config,
         "notes": dict(notes or {}),
     }
+    with in_place_of(path) as folder:
+        _write_into(folder, tensors, state)
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``path`` when the block ends without an error; then the old one goes."""
     aside = temporary_beside(path)
     try:
         with atomic_directory(path) as folder:
-            _write_into(folder, tensors, state)
+            yield folder
             if path.exists():
                 path.replace(aside)
     finally:
@@ -106,29 +114,23 @@ def _write_into(folder: Path, tensors: Mapping[str, Tensor], state: dict[str, An
     (folder / STATE).write_text(json.dumps({**state, "xxh3": _digest(state)}, indent=1))
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, name: object = None) -> Checkpoint:
     """Verify a checkpoint and return it.
+
+    Args:
+        path: its directory.
+        name: what to call it in messages. (default: its path)
 
     Raises:
         CheckpointError: missing, damaged, or of a newer format.
     """
-    try:
-        state = json.loads((path / STATE).read_text())
-        version = state["version"]
-        if version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"checkpoint {path} has format version {version}; this Shoal reads up to {FORMAT_VERSION}: upgrade it"
-            )
-        digest = state.pop("xxh3")
-        if digest != _digest(state):
-            raise CheckpointError(f"checkpoint {path}: {STATE} does not match its checksum; it is damaged")
+    name = name or path
+    with unreadable(name):
+        state = parse_state((path / STATE).read_bytes(), name)
         tensors, expected = path / TENSORS, state["tensors"]
-        if tensors.stat().st_size != expected["bytes"]:
-            raise CheckpointError(
-                f"checkpoint {path}: {TENSORS} has {tensors.stat().st_size} bytes, not {expected['bytes']}: cut off"
-            )
+        refuse_other_size(tensors.stat().st_size, state, name)
         if _checksum(tensors) != expected["xxh3"]:
-            raise CheckpointError(f"checkpoint {path}: {TENSORS} does not match its checksum; it is damaged")
+            raise CheckpointError(f"checkpoint {name}: {TENSORS} does not match its checksum; it is damaged")
         channels, height, width = state["shape"]
         return Checkpoint(
             path=path,
@@ -140,11 +142,49 @@ def read(path: Path) -> Checkpoint:
             config=state["config"],
             notes=state.get("notes", {}),
         )
+
+
+def parse_state(text: bytes, name: object) -> dict[str, Any]:
+    """Return what a checkpoint's ``state.json`` says, verified by its own checksum.
+
+    Raises:
+        CheckpointError: damaged, or of a newer format.
+    """
+    with unreadable(name):
+        state = json.loads(text)
+        version = state["version"]
+        if version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"checkpoint {name} has format version {version}; this Shoal reads up to {FORMAT_VERSION}: upgrade it"
+            )
+        digest = state.pop("xxh3")
+        if digest != _digest(state):
+            raise CheckpointError(f"checkpoint {name}: {STATE} does not match its checksum; it is damaged")
+        return dict(state)
+
+
+def refuse_other_size(num_bytes: int, state: Mapping[str, Any], name: object) -> None:
+    """Refuse tensors of another size than the state says.
+
+    Raises:
+        CheckpointError: with both sizes.
+    """
+    if num_bytes != state["tensors"]["bytes"]:
+        raise CheckpointError(
+            f"checkpoint {name}: {TENSORS} has {num_bytes} bytes, not {state['tensors']['bytes']}: cut off"
+        )
+
+
+@contextmanager
+def unreadable(name: object) -> Iterator[None]:
+    """Call whatever is wrong with the content of a checkpoint's files an error of the checkpoint."""
+    try:
+        yield
     except CheckpointError:
         raise
     # Other trouble of the storage is no damage: passing over a good checkpoint for it would lose what it holds.
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+        raise CheckpointError(f"checkpoint {name} cannot be read: {error}") from None
 
 
 def saved(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
+from shoal.data.balance import Balance, valid_balance
 from shoal.errors import ConfigError, did_you_mean
 from shoal.nets import AnyNetConfig, parse_net
 from shoal.objectives import AnyObjectiveConfig, parse_objective
@@ -32,6 +33,9 @@ class DataConfig(Strict):
     )
     range: PixelRange = Field("unit", description="of the pixels in the nets: unit [0, 1], symmetric [-1, 1]")
     window_blocks: PositiveInt = Field(16, description="blocks whose rows are shuffled together")
+    balance: Annotated[Balance, BeforeValidator(valid_balance)] = Field(
+        "none", description="how often each class comes: none, uniform, sqrt (in between), or {CLASS: SHARE, ...}"
+    )
 
 
 class EmaConfig(Strict):

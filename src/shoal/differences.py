@@ -9,21 +9,25 @@ import yaml
 from shoal.config import build_config, flat
 from shoal.errors import ConfigError, RunError
 from shoal.run import CONFIG, Run
+from shoal.run_files import Place, local_path
 
 ABSENT = object()
 """In place of the value of a key that a run does not have."""
 
 
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell the runs apart.
+def names_of(places: Sequence[Place]) -> list[str]:
+    """Return the shortest ends of the places that tell the runs apart.
 
     Raises:
         RunError: fewer than two runs, or one of them twice.
     """
-    parts = [path.resolve().parts for path in paths]
+    parts = [
+        tuple(str(place).split("/")) if (path := local_path(place)) is None else path.resolve().parts
+        for place in places
+    ]
     if len(parts) < 2:
         raise RunError("nothing to compare: one run given; give two at least, or use `shoal eval RUN`")
-    twice = next((path for path in paths if parts.count(path.resolve().parts) > 1), None)
+    twice = next((place for place, own in zip(places, parts, strict=True) if parts.count(own) > 1), None)
     if twice is not None:
         raise RunError(f"{twice} is given more than once; give each run once")
     length = 1

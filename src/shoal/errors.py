@@ -6,6 +6,7 @@ keeps its traceback.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
 
 
 class ShoalError(ValueError):
@@ -20,12 +21,43 @@ class DataError(ShoalError):
     """A data set that is missing, damaged, or of the wrong shape."""
 
 
+class DamagedBlockError(DataError):
+    """A block of rows that is not what was imported, on a second look too, or holds a file that is no image.
+
+    Attributes:
+        shard: the name of the file that it lies in.
+        block: its index in the data set, 0 for the first block of the first shard.
+        first_row: the global id of its first row.
+        rows: how many rows it has.
+    """
+
+    def __init__(self, message: str, *, shard: str, block: int, first_row: int, rows: int) -> None:
+        super().__init__(message)
+        self.shard = shard
+        self.block = block
+        self.first_row = first_row
+        self.rows = rows
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with all attributes: an exception would else be made anew of its message alone."""
+        again = partial(type(self), shard=self.shard, block=self.block, first_row=self.first_row, rows=self.rows)
+        return (again, (str(self),))
+
+
 class CheckpointError(ShoalError):
     """A checkpoint that cannot be loaded."""
 
 
 class RunError(ShoalError):
     """A run directory that cannot be created, opened or resumed."""
+
+
+class StorageError(ShoalError):
+    """A file or object that cannot be read or written: a full disk, a refused login, a store that does not answer."""
+
+
+class MissingError(StorageError):
+    """A file, object or bucket that is not there."""
 
 
 class DivergenceError(RunError):

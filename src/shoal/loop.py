@@ -8,6 +8,7 @@ from shoal import warm_start
 from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig, build_config
 from shoal.data import DataSet, check_state
+from shoal.data.balance import quotas_of
 from shoal.errors import ConfigError, DataError
 from shoal.quality.held_out import held_out_split, num_measured
 from shoal.run import Run, refuse_changes
@@ -25,6 +26,7 @@ def train(
     *,
     resume: Checkpoint | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    quarantine: bool = False,
 ) -> Iterator[Tick]:
     """Train, yielding on every rank at the same clock values.
 
@@ -34,6 +36,7 @@ def train(
         resume: where to go on. A resumed run equals one that never stopped, bit for bit at the same world size.
         should_stop: asked at every step on every rank. When any says yes, the step is finished and a last tick comes
             at that very sample, with a checkpoint.
+        quarantine: whether to go on without rows that turn out to be damaged; see ``Session``.
 
     Raises:
         ConfigError: the configuration does not fit the data set or the number of workers.
@@ -60,6 +63,8 @@ def train(
         tensors=resume.tensors if resume else None,
         samples=start,
         source=source,
+        stream=resume.stream if resume else None,
+        quarantine=quarantine,
     ) as session:
         while session.samples < config.duration_samples:
             session.adapt(config.at(session.samples))
@@ -75,9 +80,9 @@ def check(config: RunConfig, data: DataSet, workers: int) -> list[str]:
     """Refuse what cannot run, before any worker starts; return what will run but badly, for the user to read.
 
     Raises:
-        ConfigError: too small or too large a batch, networks that cannot make such images, or more images to measure
-            than there are.
-        DataError: no such split, or images without the labels that the objective needs.
+        ConfigError: too small or too large a batch, networks that cannot make such images, a balance of classes that
+            are not there, or more images to measure than there are.
+        DataError: no such split, or images without the labels that the objective or the balance needs.
     """
     if config.batch < workers:
         raise ConfigError(
@@ -93,6 +98,7 @@ def check(config: RunConfig, data: DataSet, workers: int) -> list[str]:
         )
     if objective.needs_labels:
         refuse_unlabelled(data, config.data.split)
+    quotas_of(data, config.data.split, config.data.balance)
     if config.report.quality_every_samples:
         num_measured(config, data)
     data.num_rows(held_out_split(config, data))
@@ -114,8 +120,8 @@ def refuse_unlabelled(data: DataSet, split: str) -> None:
     without = data.num_rows(split) if labels is None else int((labels < 0).sum())
     if without:
         raise DataError(
-            f"{without:,} of the {data.num_rows(split):,} images of split '{split}' in {data.path} have no label, and"
-            " objective.conditional needs one for each; import them with labels, or set objective.conditional=false"
+            f"{without:,} of the {data.num_rows(split):,} images of split '{split}' in {data.location} have no label,"
+            " and objective.conditional needs one for each; import them with labels, or set objective.conditional=false"
         )
 
 
@@ -126,5 +132,5 @@ def check_resume(resume: Checkpoint, config: RunConfig, data: DataSet) -> None:
         DataError: the data set has another fingerprint.
         RunError: names the key.
     """
-    check_state(resume.stream, data)
     refuse_changes(build_config(resume.config), config.at(resume.samples - config.batch))
+    check_state(resume.stream, data, config.data.balance)

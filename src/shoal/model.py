@@ -1,7 +1,6 @@
 """A finished model: a run's newest checkpoint, with the averaged weights where an average was kept."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from shoal.objectives import Generates, Objective, Reconstructs
 from shoal.pixels import to_float, to_unit
 from shoal.render import inference
 from shoal.run import Run
+from shoal.run_files import Place
 from shoal.state import State, build_objective
 from shoal.world import best_device
 
@@ -75,19 +75,21 @@ class Model:
         """
         if tuple(data.shape) != tuple(self.shape):
             made, given = ("x".join(map(str, shape)) for shape in (self.shape, data.shape))
-            raise RunError(f"the run was trained on images of {made}, {data.path} holds {given}; give another --data")
+            raise RunError(
+                f"the run was trained on images of {made}, {data.location} holds {given}; give another --data"
+            )
 
 
-def load_model(path: Path, device: torch.device | None = None, passed_over: list[str] | None = None) -> Model:
-    """Load what a run directory holds.
+def load_model(place: Place, device: torch.device | None = None, passed_over: list[str] | None = None) -> Model:
+    """Load what a run directory holds, here or at a URI.
 
     Raises:
         RunError: no run, or no checkpoint yet.
     """
-    run = Run.open(path)
+    run = Run.open(place)
     found = run.newest_checkpoint(passed_over)
     if found is None:
-        raise RunError(f"{path} has no checkpoint yet; let it train until checkpoint.every_samples, or stop it")
+        raise RunError(f"{place} has no checkpoint yet; let it train until checkpoint.every_samples, or stop it")
     return restore(build_config(found.config), found, device or best_device())
 
 

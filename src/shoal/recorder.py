@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -78,9 +79,15 @@ class Recorder:
 
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write uint8 [H, W, C] with 1 or 3 channels as a PNG."""
-    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
     with atomic_file(path) as file:
-        image.save(file, format="PNG")
+        file.write(png(picture))
+
+
+def png(picture: np.ndarray) -> bytes:
+    """Return uint8 [H, W, C] with 1 or 3 channels as the bytes of a PNG."""
+    file = BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _clock(row: Mapping[str, Any]) -> float:

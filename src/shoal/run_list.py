@@ -1,27 +1,34 @@
 """What runs there are, and how far: read from their small files, so that hundreds take a moment."""
 
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
 
 from shoal.checkpoint import saved
 from shoal.errors import RunError
-from shoal.run import CONFIG, ENVIRONMENT, EVALUATION, LOCK, METRICS
+from shoal.remote_checkpoint import names
+from shoal.run_files import CHECKPOINTS, CONFIG, ENVIRONMENT, EVALUATION, LOCK, METRICS, Place, is_locked, local_path
+from shoal.storage.location import Location
 
-RunState = Literal["finished", "stopped", "running"]
+RunState = Literal["finished", "stopped", "running", "unfinished"]
 
 TAIL_BYTES = 1 << 16
 """Read from the end of metrics.jsonl at first; many times a row."""
 
 LONGEST_ROW_BYTES = 1 << 22
 """Give up looking for a row's beginning after so much: whatever it is, it is not ours."""
+
+REQUESTS_AT_ONCE = 16
+"""To a store: a listing waits for answers, not for this machine."""
 
 # libyaml, where PyYAML was built with it, reads a configuration 10 times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -33,7 +40,8 @@ class RunEntry:
 
     Attributes:
         name: its path below the folder that was listed.
-        state: None for what is not a run.
+        path: its directory, or its URI.
+        state: None for what is not a run; unfinished, at a URI: nobody can tell here whether a process trains it.
         notes: what is wrong with it; empty for a sound run.
         when: seconds since 1970 of its last sign of life.
         samples: the clock of its newest metrics row or checkpoint.
@@ -42,7 +50,7 @@ class RunEntry:
     """
 
     name: str
-    path: Path
+    path: Place
     when: float
     state: RunState | None = None
     notes: tuple[str, ...] = ()
@@ -57,14 +65,18 @@ class RunEntry:
     measured_at: int | None = None
 
 
-def list_runs(folder: Path) -> list[RunEntry]:
+def list_runs(folder: Place) -> list[RunEntry]:
     """Return the run that ``folder`` is, or those in it and in the folders in it; in no order.
 
     A directory that is no run and holds none is listed too, with a note.
 
     Raises:
         RunError: no such folder.
+        StorageError: the store refuses or does not answer.
     """
+    folder = local_path(folder) or folder
+    if isinstance(folder, Location):
+        return list_remote_runs(folder)
     if not folder.is_dir():
         raise RunError(f"{folder} is not a directory; give the folder with your runs (`shoal train` makes runs/)")
     if (folder / CONFIG).is_file():
@@ -78,6 +90,38 @@ def list_runs(folder: Path) -> list[RunEntry]:
             continue
         found += [describe(inner, f"{path.name}/{inner.name}") for inner in group] or [describe(path, path.name)]
     return found
+
+
+def list_remote_runs(folder: Location) -> list[RunEntry]:
+    """Return the run at a URI, or those below it: of each its small files are read, the end of metrics.jsonl alone.
+
+    Raises:
+        RunError: there is none.
+        StorageError: the store refuses or does not answer.
+    """
+    files = folder.files()
+    if not files:
+        raise RunError(f"{folder} holds no runs; give the folder with your runs (`shoal train --out` makes them)")
+    runs = sorted({name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == CONFIG})
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(partial(_describe_remote, folder, files), runs))
+
+
+def _describe_remote(folder: Location, files: Mapping[str, int], name: str) -> RunEntry:
+    home, prefix = (folder / name, f"{name}/") if name else (folder, "")
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch)
+        for file in (CONFIG, ENVIRONMENT, EVALUATION):
+            if prefix + file in files:
+                (home / file).download(path / file)
+        if metrics := files.get(prefix + METRICS):
+            start = max(0, metrics - TAIL_BYTES)
+            (path / METRICS).write_bytes((home / METRICS).read_range(start, TAIL_BYTES))
+        for clock in names({file.removeprefix(f"{prefix}{CHECKPOINTS}/"): size for file, size in files.items()})[:1]:
+            (path / CHECKPOINTS / clock).mkdir(parents=True)
+        entry = describe(path, name or folder.name)
+    when = (home / (METRICS if metrics else CONFIG)).modified()
+    return replace(entry, path=home, when=when, state="unfinished" if entry.state == "stopped" else entry.state)
 
 
 def describe(path: Path, name: str) -> RunEntry:
@@ -139,18 +183,6 @@ def newest_row(path: Path) -> dict[str, Any]:
                 length *= 4
     except OSError:
         return {}
-
-
-def is_locked(path: Path) -> bool:
-    """Tell whether a process holds the lock; it is not taken from anyone, and let go at once."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """A run in memory: what `train` advances tick by tick, and what becomes another model on the way."""
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from shoal import checkpoint, warm_start
 from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream, check_state
+from shoal.data.quarantine import QuarantinedBlock
 from shoal.divergence import refuse_divergence
 from shoal.engine import Engine
-from shoal.errors import ShoalError
+from shoal.errors import DamagedBlockError, ShoalError
 from shoal.meter import Meter
 from shoal.noise import Noise
 from shoal.objectives import Batch, Objective
@@ -26,14 +27,16 @@ from shoal.pixels import to_float
 from shoal.render import Pictures
 from shoal.schedule import due
 from shoal.state import State, build_objective
+from shoal.storage.location import Location
 from shoal.transplant import transplant
 from shoal.world import World
 
 if TYPE_CHECKING:
     from shoal.quality.monitor import Monitor
 
-GO_ON, STOP, FAIL = 0, 1, 2
-"""What a worker votes for at each step; the largest wins."""
+GO_ON, QUARANTINE, STOP, FAIL = 0, 1, 2, 3
+"""What a worker votes for at each step; the largest wins. Who stops leaves damage in the next batch to whoever goes on
+from there and meets it again, in that same batch."""
 
 TRANSPLANT_IMAGES = 2_000
 """Of the training split, for the statistics of the codes that a smaller latent keeps."""
@@ -49,6 +52,7 @@ class Tick:
         images: pictures by name, uint8 [H, W, C]; on the first rank only.
         save: writes a checkpoint of this very sample into a directory; on the first rank, when one is due.
         parts: for measures that are means over images, each image's value by name, float64 [n] on the CPU.
+        quarantined: damaged blocks that are not read, the same on every rank.
     """
 
     samples: int
@@ -56,6 +60,7 @@ class Tick:
     images: Mapping[str, np.ndarray]
     save: Callable[[Path], None] | None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    quarantined: Sequence[QuarantinedBlock] = ()
 
 
 class Session:
@@ -63,12 +68,15 @@ class Session:
 
     Args:
         config: what to learn, of this stretch of the run.
-        data: the data set's directory.
+        data: the data set's directory, here or at a URI.
         world: the workers that train together; every one of them holds a session and calls the same methods.
         tensors: what to go on from, as ``State.tensors`` names them; None: fresh weights.
         samples: the clock to go on at.
         source: whose weights a fresh run begins with.
-        stream: the state of the data's order that belongs to ``tensors``, to be checked against the data set.
+        stream: the state of the data's order that belongs to ``tensors``, to be checked against the data set; its
+            quarantine goes on.
+        quarantine: whether training goes on without a block of rows that is damaged. Without, it ends with a checkpoint
+            and the error, as damage in images that are shown or measured always does.
 
     Raises:
         ShoalError: the configuration, the tensors and the data set do not fit together.
@@ -77,24 +85,27 @@ class Session:
     def __init__(
         self,
         config: RunConfig,
-        data: Path,
+        data: Path | Location,
         world: World,
         *,
         tensors: Callable[[], Mapping[str, Tensor]] | None = None,
         samples: int = 0,
         source: Checkpoint | None = None,
         stream: Mapping[str, Any] | None = None,
+        quarantine: bool = False,
     ) -> None:
         self.config = config
         self.world = world
         self._rows = world.slice(config.batch)
         self._meter = Meter(world)
         self._settled = False
+        self._quarantines = world.first_says(lambda: quarantine)  # or one would leave out what ends the run elsewhere
+        self._quarantined: Sequence[Sequence[int]] = stream.get("quarantine", ()) if stream else ()
 
         def prepare() -> DataSet:
             opened = DataSet.open(data)
             if stream is not None:
-                check_state(stream, opened)
+                check_state(stream, opened, config.data.balance)
             return opened
 
         self.data = world.together(prepare)
@@ -171,13 +182,14 @@ class Session:
 
         Raises:
             RunError: the loss is no longer finite.
+            DataError: rows that are damaged, where they are not to be left out, or too few are left.
         """
         world, state = self.world, self._state
         told_at, since = state.samples, time.perf_counter()
         stream = self._stream
         assert stream is not None
-        if state.samples < until:
-            world.together(stream.ready)
+        if state.samples < until and (refusal := self._ready_together()):
+            raise refusal
         while state.samples < until:
             config = self.config
             raw = next(stream)
@@ -187,7 +199,7 @@ class Session:
                 if state.samples + config.batch < until:
                     stream.ready()  # the batch after this one: what fails there is voted on before anyone waits for it
             except ShoalError as error:
-                choice, problem = FAIL, error
+                choice, problem = max(choice, QUARANTINE if self._may_leave_out(error) else FAIL), error
             vote = world.vote(choice)
 
             batch = Batch(
@@ -206,6 +218,11 @@ class Session:
             self._meter.add(self._engine.step(batch, noise), self._rows.stop - self._rows.start)
 
             answer = vote.result()
+            if answer == QUARANTINE:
+                problem = self._ready_together()
+                answer = FAIL if problem else GO_ON
+            elif choice != FAIL:
+                problem = None
             done = state.samples >= until
             last = answer != GO_ON or (done and ends)
             saves = last or due(config.checkpoint.every_samples, before, state.samples)
@@ -224,6 +241,36 @@ class Session:
                     world.raise_first(problem)
                 return answer == STOP
         return False
+
+    def _ready_together(self) -> ShoalError | None:
+        """Wait until every rank has read its rows of the next batch.
+
+        Damaged blocks that any rank met go into quarantine on all of them, from that batch on, until no rank meets
+        another one: rows that take the place of others may be damaged too. Which blocks these are depends neither on
+        who met them first nor on how many ranks there are.
+
+        Returns:
+            What keeps some rank from the batch, the same on every rank.
+        """
+        stream = self._stream
+        assert stream is not None
+        while True:
+            try:
+                stream.ready()
+                problem = None
+            except ShoalError as error:
+                problem = error
+            found = [error for error in self.world.gather(problem) if error is not None]
+            beyond = [error for error in found if not self._may_leave_out(error)]
+            if beyond or not found:
+                return beyond[0] if beyond else None
+            try:
+                stream.quarantine({error.block for error in found if isinstance(error, DamagedBlockError)})
+            except ShoalError as error:  # the same on every rank: all add the same blocks to the same ones
+                return error
+
+    def _may_leave_out(self, problem: ShoalError) -> bool:
+        return self._quarantines and isinstance(problem, DamagedBlockError)
 
     def close(self) -> None:
         """End the thread that reads ahead."""
@@ -248,6 +295,10 @@ class Session:
         # The mean over the workers, so that every scalar is the same on all of them.
         elapsed_sec = world.sum(torch.tensor(time.perf_counter() - since, device=world.device)) / world.size
         rate = {"speed/samples_per_sec": trained / float(elapsed_sec)}
+        quarantined = self._stream.quarantined if self._stream else []
+        if quarantined:
+            scalars["data/quarantined_blocks"] = float(len(quarantined))
+            scalars["data/quarantined_rows"] = float(sum(block.rows for block in quarantined))
         parts: Mapping[str, Tensor] = {}
         if self._monitor and measures:
             scalars |= self._monitor.measure()
@@ -258,6 +309,7 @@ class Session:
             images=self._pictures.draw() if self._pictures and shows else {},
             save=self._saver() if world.first and saves else None,
             parts=parts,
+            quarantined=quarantined,
         )
 
     def _saver(self) -> Callable[[Path], None]:
@@ -304,7 +356,9 @@ class Session:
         return Monitor(shown, self.config, self.data, self.world)
 
     def _open_stream(self, samples: int) -> None:
-        self.close()
+        if self._stream is not None:
+            self._quarantined = self._stream.state().get("quarantine", ())
+            self._stream.close()
         config = self.config
         self._stream = Stream(
             self.data,
@@ -315,6 +369,8 @@ class Session:
             position=samples,
             pin_memory=self.world.device.type == "cuda",
             shuffle_window_blocks=config.data.window_blocks,
+            balance=config.data.balance,
+            quarantine=self._quarantined,
         )
 
     def _resized(self, tensors: dict[str, Tensor], old: RunConfig, new: RunConfig, samples: int) -> dict[str, Tensor]:

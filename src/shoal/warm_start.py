@@ -19,6 +19,7 @@ from shoal.data import DataSet
 from shoal.errors import CheckpointError, ConfigError
 from shoal.objectives import Objective
 from shoal.run import CONFIG, Run
+from shoal.run_files import Place
 from shoal.state import build_objective
 
 NOTED = "init_from"
@@ -90,7 +91,7 @@ class WarmStart:
         }
 
 
-def plan(config: RunConfig, data: DataSet, own: Path) -> WarmStart | None:
+def plan(config: RunConfig, data: DataSet, own: Place) -> WarmStart | None:
     """Return what a new run at ``own`` will take, by shapes alone; None where it starts from nothing.
 
     Raises:
@@ -103,14 +104,14 @@ def plan(config: RunConfig, data: DataSet, own: Path) -> WarmStart | None:
     return match(objective, newest_of(config.init_from, own))
 
 
-def newest_of(init_from: Path, own: Path) -> Checkpoint:
+def newest_of(init_from: Path, own: Place) -> Checkpoint:
     """Return the checkpoint that a new run at ``own`` starts from: the newest that verifies.
 
     Raises:
         ConfigError: the run itself, no run, or a run without a checkpoint that verifies.
         CheckpointError: the newest was written by a newer Shoal.
     """
-    if own.resolve() == init_from:
+    if isinstance(own, Path) and own.resolve() == init_from:
         raise ConfigError(f"init_from={init_from} is the run itself; give another --out, or another run to start from")
     if not (init_from / CONFIG).is_file():
         raise ConfigError(

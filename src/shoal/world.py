@@ -90,13 +90,17 @@ class World:
         self.raise_first(None)
         return result
 
+    def gather(self, value: Result) -> list[Result]:
+        """Return every worker's value, in the order of ranks, on every worker; every worker must call."""
+        values = [value]
+        if self.size > 1:
+            values *= self.size
+            dist.all_gather_object(values, value, group=self._votes)
+        return values
+
     def raise_first(self, error: ShoalError | None) -> None:
         """Raise the first worker's error that is not None on every worker; every worker must call."""
-        errors = [error]
-        if self.size > 1:
-            errors = [None] * self.size
-            dist.all_gather_object(errors, error, group=self._votes)
-        for found in errors:
+        for found in self.gather(error):
             if found is not None:
                 raise found
 

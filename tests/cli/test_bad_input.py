@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,8 @@ import pytest
 from PIL import Image
 
 from shoal.data import DataSet
-from shoal.data.importers import import_data
 from shoal.data.write import write_dataset
 from shoal_ray import doctor
-from shoal_ray.cli import data as data_commands
 
 Shoal = Callable[..., Any]
 
@@ -292,25 +289,6 @@ def test_a_reader_that_leaves_ends_the_command_quietly(words: Sequence[str]) -> 
         command = [sys.executable, "-m", "shoal_ray.cli", *words]
         ended = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (141, "")
-
-
-def test_sigterm_leaves_nothing_of_an_import(shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
-
-    def interrupted(kind: str, src: Path, out: Path, **options: Any) -> Any:
-        def progress(done: int) -> None:
-            written.extend(out.parent.glob(".images.*.tmp"))
-            signal.raise_signal(signal.SIGTERM)
-
-        return import_data(kind, src, out, **{**options, "progress": progress})
-
-    monkeypatch.setattr(data_commands, "import_data", interrupted)
-    np.savez(tmp_path / "some.npz", images=np.zeros((200, 8, 8), np.uint8))
-    before = signal.getsignal(signal.SIGTERM)
-    assert shoal("data", "import", "npz", "some.npz", "--out", "images").code == 143
-    assert len(written) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_verify_lists_a_wrong_fingerprint_among_the_rest(shoal: Shoal, data: Path) -> None:

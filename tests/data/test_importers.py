@@ -1,5 +1,6 @@
 import gzip
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from shoal.data import DataSet
 from shoal.data.importers import IMPORTERS, fashion_mnist, import_data
+from shoal.data.importers import idx as idx_module
 from shoal.data.importers.fashion_mnist import CLASS_NAMES, find_fashion_mnist
-from shoal.data.importers.idx import import_idx
+from shoal.data.importers.idx import open_idx
 from shoal.errors import DataError
 
 X = np.random.default_rng(0).integers(0, 256, (30, 5, 6), dtype=np.uint8)
@@ -61,13 +63,13 @@ def test_idx_without_labels_or_test(src: Path, out: Path) -> None:
     for file in src.glob("*labels*"):
         file.unlink()
     (src / "t10k-images-idx3-ubyte").unlink()
-    import_idx(src, out)
+    import_data("idx", src, out)
     assert DataSet.open(out).class_names is None
     assert DataSet.open(out).splits == {"train": 20}
 
 
 def test_idx_numbers_classes_without_names(src: Path, out: Path) -> None:
-    import_idx(src, out)
+    import_data("idx", src, out)
     assert DataSet.open(out).class_names == [str(number) for number in range(10)]
 
 
@@ -79,9 +81,12 @@ def test_idx_numbers_classes_without_names(src: Path, out: Path) -> None:
         ("train-images-idx3-ubyte.gz", idx(X)[:-7], r"has 909 bytes, its header \[30, 5, 6\] says 916"),
         ("train-images-idx3-ubyte.gz", idx(X) + b"!", r"has 917 bytes"),
         ("train-images-idx3-ubyte.gz", idx(X)[:9], r"has 9 bytes"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(X))[:-20], "is not a whole gzip file"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(X[:20]))[:-20], "is not a whole gzip file"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(X[:20])[:-3]), "ends before its header says"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(X[:20]) + b"!"), "has more bytes than its header says"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(Y[:20]) + b"!"), r"more bytes than its header \[20\] says"),
         ("train-images-idx3-ubyte.gz", idx(X[:19]), "19 images but 20 labels"),
-        ("t10k-images-idx3-ubyte", idx(X[20:, :, :5]), r"shape \[1, 5, 5\] .* do not fit the data set's \[1, 5, 6\]"),
+        ("t10k-images-idx3-ubyte", idx(X[20:, :, :5]), r"shape \[1, 5, 5\] do not fit the data set's \[1, 5, 6\]"),
         ("t10k-labels.idx1-ubyte", None, "has labels, but none for split test; add t10k-labels"),
         ("train-labels-idx1-ubyte.gz", idx(Y[:20] + 1), "labels run from 1 to 10, but 10 classes"),
     ],
@@ -89,15 +94,15 @@ def test_idx_numbers_classes_without_names(src: Path, out: Path) -> None:
 def test_bad_idx(src: Path, out: Path, name: str, content: bytes | None, message: str) -> None:
     (src / name).unlink() if content is None else (src / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
-        import_idx(src, out, class_names=CLASS_NAMES)
+        import_data("idx", src, out, class_names=CLASS_NAMES)
     assert not out.exists()
 
 
 def test_no_idx(tmp_path: Path, out: Path) -> None:
     with pytest.raises(DataError, match=r"has no train-images-idx3-ubyte\[.gz\]"):
-        import_idx(tmp_path, out)
+        import_data("idx", tmp_path, out)
     with pytest.raises(DataError, match="absent is not a directory"):
-        import_idx(tmp_path / "absent", out)
+        import_data("idx", tmp_path / "absent", out)
 
 
 @pytest.fixture
@@ -194,13 +199,51 @@ def test_registry(tmp_path: Path, out: Path, src: Path) -> None:
         DataError, match=r"no importer 'fashionmnist' \(did you mean 'fashion-mnist'\?\); choose one of"
     ):
         import_data("fashionmnist", src, out)
-    with pytest.raises(DataError, match=r"importer idx takes no size; it takes class_names, progress, source"):
+    with pytest.raises(DataError, match=r"importer idx takes no size; it takes class_names"):
         import_data("idx", src, out, size=3, mode=None)
     with pytest.raises(DataError, match="importer npz needs a source"):
         import_data("npz", None, out)
-    for importer in IMPORTERS.values():
-        assert list(inspect.signature(importer).parameters)[:2] == ["src", "out"]
-        (tmp_path / "taken").mkdir(exist_ok=True)
-        (tmp_path / "taken" / "file").touch()
+    with pytest.raises(DataError, match="importer cifar10 takes no size; it has no options"):
+        import_data("cifar10", src, out, size=3)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    for kind, importer in IMPORTERS.items():
+        assert next(iter(inspect.signature(importer).parameters)) == "src"
         with pytest.raises(DataError, match="taken exists already"):
-            importer(tmp_path / "absent", tmp_path / "taken")
+            import_data(kind, tmp_path / "absent", tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["idx", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fingerprint"),
+    [
+        ("idx", "7d07b5d05ca03ccc6c8151cff470cb0e9116971a63926f1db9f4a1f8c6b4af8b"),
+        ("fashion-mnist", "bc4f45173b55b0144940d4820dadb601a51ae91def92fdfedf6b15c19e8486bb"),
+    ],
+)
+def test_golden_fingerprints(src: Path, out: Path, kind: str, fingerprint: str) -> None:
+    # Pinned before files were read in pieces: runs name their data set by it.
+    assert import_data(kind, src, out, jobs=2)[0].fingerprint == fingerprint
+
+
+def test_an_idx_file_is_read_in_units_and_pieces(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx_module, "PIECE_BYTES", 3 * 30)
+    monkeypatch.setattr(idx_module, "UNIT_BYTES", 7 * 30)
+    source = open_idx(src)
+    assert [tuple(unit) for unit in source.units] == [("train", 0, 20), ("test", 0, 7), ("test", 7, 10)]
+    pieces = [rows for unit in reversed(source.units) for rows in source.read(unit)]  # in any order
+    assert [len(rows) for rows in pieces] == [3, 3, 3, 1, *[3] * 6, 2]
+    images = np.concatenate([np.asarray(rows.images)[:, 0] for rows in pieces])
+    assert np.array_equal(images, np.concatenate([X[27:], X[20:27], X[:20]]))
+    labels = np.concatenate([np.asarray(rows.labels) for rows in pieces])
+    assert labels.tolist() == [*Y[27:], *Y[20:27], *Y[:20]]
+
+
+def test_where_fashion_mnist_was_found_is_on_record(src: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_DATA", str(src))
+    import_data("fashion-mnist", None, out)
+    record = json.loads((out / "import.json").read_text())
+    assert record["command"]["kind"] == "fashion-mnist"
+    assert record["command"]["src"] == str(src)
+    assert record["command"]["options"] == {"limit": None, "split": None}
+    assert record["command"]["identity"]["files"] == 4

@@ -39,6 +39,11 @@ def test_fingerprint_ignores_what_is_not_content(path: Path) -> None:
     shards = tuple(shard.model_copy(update={"path": "other.arrow", "bytes": 1}) for shard in manifest.shards)
     assert manifest.model_copy(update={"source": "elsewhere", "shards": shards}).digest() == manifest.fingerprint
     assert manifest.model_copy(update={"class_names": ("a", "b", "c", "d")}).digest() != manifest.fingerprint
+    assert manifest.model_copy(update={"encoding": "encoded"}).digest() != manifest.fingerprint
+
+
+def test_the_fingerprint_is_the_one_of_the_first_release(path: Path) -> None:
+    assert load_manifest(path).fingerprint == "f9118d65fe77200a4a9f00d1c5b0d4f20c79f2818f17ae662769d0a9c039e327"
 
 
 def test_missing_directory(tmp_path: Path) -> None:
@@ -58,8 +63,8 @@ def test_a_directory_that_was_not_imported(tmp_path: Path) -> None:
 
 
 def test_newer_version(path: Path) -> None:
-    edit(path, lambda document: document.update(version=2, news="unknown here"))
-    with pytest.raises(DataError, match=r"manifest version 2 is newer than this shoal, which reads up to 1; upgrade"):
+    edit(path, lambda document: document.update(version=3, news="unknown here"))
+    with pytest.raises(DataError, match=r"manifest version 3 is newer than this shoal, which reads up to 2; upgrade"):
         load_manifest(path)
 
 
@@ -76,6 +81,9 @@ def test_changed_content(path: Path) -> None:
         (lambda d: d.pop("shape"), "shape: Field required"),
         (lambda d: d.update(version=None), "version: "),
         (lambda d: d.update(shape=[3, 0, 5]), r"shape.1: .* greater than or equal to 1"),
+        (lambda d: d.update(version=2), "version 2 does not go with encoding 'raw'"),
+        (lambda d: d.update(encoding="encoded"), "version 1 does not go with encoding 'encoded'"),
+        (lambda d: d.update(version=2, encoding="zip"), "encoding: Input should be 'raw' or 'encoded'"),
         (lambda d: d.update(dtype="float32"), "dtype: Input should be 'uint8'"),
         (lambda d: d.update(labels=None), "class_names and labels must both be there or both be null"),
         (lambda d: d.update(splits={}), "there is no split"),

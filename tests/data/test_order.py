@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,3 +132,12 @@ def test_caches_hold_one_window_whatever_the_position() -> None:
     order = Order("a", 0, blocks_of(10_000, 10), window_blocks=4)
     assert order.ids(10**15, 10**15 + 1).shape == (1,)
     assert len(order._window[1]) == 40
+
+
+@given(orders, st.integers(7, 60), st.integers(0, 10**9))
+def test_slices_join_to_the_global_batch_at_every_world_size(order: Order, batch: int, index: int) -> None:
+    start = index * batch
+    whole = order.ids(start, start + batch).tolist()
+    for size in range(1, 8):
+        cuts = [start + batch * rank // size for rank in range(size + 1)]
+        assert [row for lo, hi in pairwise(cuts) for row in order.ids(lo, hi).tolist()] == whole

@@ -1,15 +1,18 @@
 import json
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shoal.data import DataSet, Stream, check_state
+from shoal.data import DataSet, RawBatch, Stream, check_state
 from shoal.errors import DataError
 
 
@@ -69,6 +72,52 @@ def test_resume_equals_never_stopping(dataset: DataSet, path: Path, after: int) 
             assert torch.equal(again.labels, batch.labels)
 
 
+@given(
+    batch=st.integers(7, 60),
+    window=st.integers(1, 12),
+    seed=st.integers(0, 2**63 - 1),
+    start=st.integers(0, 10**6),
+    stretches=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 3)), min_size=2, max_size=4),
+    closed=st.sets(st.integers(0, 9), max_size=3),
+)
+@example(batch=20, window=3, seed=0, start=0, stretches=[(1, 3), (3, 3), (2, 3)], closed=set())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_workers_that_come_and_go_change_nothing(
+    dataset: DataSet,
+    batch: int,
+    window: int,
+    seed: int,
+    start: int,
+    stretches: list[tuple[int, int]],
+    closed: set[int],
+) -> None:
+    position = start * batch
+    state: dict[str, object] = {
+        "fingerprint": dataset.fingerprint,
+        "order_version": 1,
+        "split": "train",
+        "seed": seed,
+        "batch": batch,
+        "window_blocks": window,
+        "position": position,
+        "quarantine": [[block, position + batch] for block in sorted(closed)],
+    }
+    num = sum(batches for _, batches in stretches)
+    with Stream.resume(dataset, state, rows=slice(0, batch)) as alone:
+        whole = [next(alone) for _ in range(num)]
+    parts: list[list[RawBatch]] = []
+    for size, batches in stretches:
+        with ExitStack() as stack:
+            rows = [slice(batch * rank // size, batch * (rank + 1) // size) for rank in range(size)]
+            ranks = [stack.enter_context(Stream.resume(dataset, state, rows=own)) for own in rows]
+            parts += [[next(rank) for rank in ranks] for _ in range(batches)]
+            (state,) = {json.dumps(rank.state()): rank.state() for rank in ranks}.values()  # the same on all
+        assert len(json.dumps(state)) < 1000
+    for expected, slices in zip(whole, parts, strict=True):
+        assert np.concatenate([part.ids for part in slices]).tolist() == expected.ids.tolist()
+        assert torch.equal(torch.cat([part.images for part in slices]), expected.images)
+
+
 def test_reading_ahead_does_not_move_the_state(dataset: DataSet) -> None:
     with stream(dataset) as batches:
         for k in range(12):
@@ -120,6 +169,24 @@ def test_damage_reaches_the_consumer_each_time_and_holds_the_position(
                 batches.ready()
             position = batches.position
         assert batches.position == position
+
+
+def test_the_next_window_is_asked_for_when_one_begins(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[int]] = []
+    monkeypatch.setattr(DataSet, "prefetch", lambda self, ids: asked.append({*(ids // 16).tolist()}))
+    with stream(dataset, batch=5) as batches:  # no window is shorter, so that each is where some batch ends
+        ids = [next(batches).ids.tolist() for _ in range(120)]  # four epochs
+        for future in batches._ahead:
+            future.result()
+    # An epoch is 10 blocks in windows of 3, the last one with a single block.
+    rows = [row for batch in ids for row in batch]
+    for epoch in range(4):
+        met = list(dict.fromkeys(row // 16 for row in rows[150 * epoch : 150 * epoch + 150]))
+        for window in range(4):
+            blocks = {*met[3 * window : 3 * window + 3]}
+            if window or epoch:
+                assert asked.pop(0) == blocks
+    assert len(asked) <= 2  # of what is read ahead
 
 
 def test_close_ends_the_thread(dataset: DataSet) -> None:

@@ -16,13 +16,13 @@ from shoal.compare import Measures, Row, Score, compare, read_measures
 from shoal.contact_sheet import columns_of, contact_sheet, refuse_different_shapes
 from shoal.data import DataSet
 from shoal.differences import ABSENT, differences, names_of, read_flags, read_values
-from shoal.errors import DataError, ShoalError
+from shoal.errors import DataError, ShoalError, StorageError
 from shoal.model import Model
 from shoal.objectives import Reconstructs
-from shoal.recorder import save_png
 from shoal.run import Run
-from shoal_ray.cli.paths import expanded
-from shoal_ray.cli.results import open_model, picture_path
+from shoal.run_files import EVALUATION, Place, copy_of
+from shoal_ray.cli.paths import located, placed
+from shoal_ray.cli.results import open_model, picture_place, save_picture
 from shoal_ray.cli.tables import print_table
 
 Differences = dict[str, tuple[Any, ...]]
@@ -34,39 +34,40 @@ def register(app: typer.Typer) -> None:
 
 
 def compare_runs(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories, two at least.")],
-    out: Annotated[Path | None, typer.Option(help="PNG file. (default: compare.png)")] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run directories or URIs, two at least.")],
+    out: Annotated[str | None, typer.Option(help="PNG file. (default: compare.png)")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Data set of the originals. (default: what the first run was trained on)")
+        str | None, typer.Option(help="Data set of the originals. (default: what the first run was trained on)")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Put runs side by side: what differs in their configurations, their measures, and their pictures in one PNG."""
-    paths = [expanded(path) for path in paths]
-    out = picture_path(out, Path("compare.png"))
-    names, console, errors = names_of(paths), Console(highlight=False), Console(stderr=True, highlight=False)
+    places = [placed(run) for run in runs]
+    target = picture_place(out, Path("compare.png"))
+    names, console, errors = names_of(places), Console(highlight=False), Console(stderr=True, highlight=False)
+    paths = [copy_of(place, EVALUATION) for place in places]
     changed = differences([{**read_flags(path), **read_values(path)} for path in paths])
     measures = [read_measures(path) for path in paths]
     rows = compare(measures)
     notes = [
-        f"no measures of {name}; take them: {shlex.join(['shoal', 'eval', str(path)])}"
-        for name, path, found in zip(names, paths, measures, strict=True)
+        f"no measures of {name}; take them: {shlex.join(['shoal', 'eval', str(place)])}"
+        for name, place, found in zip(names, places, measures, strict=True)
         if found is None
     ]
-    models = open_models(dict(zip(names, paths, strict=True)), notes, errors)
-    picture = contact_sheet(models, open_originals(models, paths, data, notes))
+    models = open_models(dict(zip(names, places, strict=True)), notes, errors)
+    picture = contact_sheet(models, open_originals(models, places, data, notes))
     if picture is not None:
-        save_png(out, picture)
+        save_picture(picture, target)
     for note in notes:
         errors.print(Text(note, style="yellow"), soft_wrap=True)
-    written = None if picture is None else str(out)
+    written = None if picture is None else str(target)
     if as_json:
-        runs = [
-            {"name": name, "path": str(path), "measured_at": found and found.samples}
-            for name, path, found in zip(names, paths, measures, strict=True)
+        listed = [
+            {"name": name, "path": str(place), "measured_at": found and found.samples}
+            for name, place, found in zip(names, places, measures, strict=True)
         ]
         compared = {"differences": plain_differences(names, changed), "measures": plain_rows(names, rows)}
-        print(json.dumps({"runs": runs, **compared, "notes": notes, "picture": written}, indent=1))
+        print(json.dumps({"runs": listed, **compared, "notes": notes, "picture": written}, indent=1))
         return
     if changed:
         print_table(console, table_of_differences(names, changed))
@@ -78,16 +79,16 @@ def compare_runs(
         print(written)
 
 
-def open_models(paths: dict[str, Path], notes: list[str], errors: Console) -> dict[str, Model]:
+def open_models(places: dict[str, Place], notes: list[str], errors: Console) -> dict[str, Model]:
     """Load what can be loaded, by name; a note says why the rest cannot.
 
     Raises:
         RunError: models of different image shapes.
     """
     models: dict[str, Model] = {}
-    for name, path in paths.items():
+    for name, place in places.items():
         try:
-            models[name] = open_model(path, errors)
+            models[name] = open_model(place, errors)
         except ShoalError as error:  # no checkpoint, or a plug-in that fails: the rest can still be compared
             notes.append(f"no pictures of {name}: {error}")
     refuse_different_shapes(models)
@@ -95,15 +96,15 @@ def open_models(paths: dict[str, Path], notes: list[str], errors: Console) -> di
 
 
 def open_originals(
-    models: dict[str, Model], paths: list[Path], data: Path | None, notes: list[str]
+    models: dict[str, Model], places: list[Place], data: str | None, notes: list[str]
 ) -> torch.Tensor | None:
     """Return the first test images of the data set, uint8 [n, C, H, W], if any model can reconstruct them."""
     model = next((model for model in models.values() if isinstance(model.objective, Reconstructs)), None)
     if model is None:
         return None
     try:
-        dataset = DataSet.open(expanded(data) if data else Run.open(paths[0]).data)
-    except DataError as error:
+        dataset = DataSet.open(located(data) if data else Run.open(places[0]).data)
+    except (DataError, StorageError) as error:
         if data:
             raise
         notes.append(f"no reconstructions: {error}; or name the data set with --data DIR")

@@ -20,9 +20,9 @@ from shoal.quality.evaluate import Evaluation, evaluate
 from shoal.quality.extractor import Extractor
 from shoal.quality.inception import inception_extractor
 from shoal.quality.store import default_extractor, named_extractor
-from shoal.run import EVALUATION
-from shoal.world import World, launched_world
-from shoal_ray.cli.paths import expanded
+from shoal.run_files import EVALUATION, Place
+from shoal.world import launched_world
+from shoal_ray.cli.paths import expanded, placed
 from shoal_ray.cli.progress import images_progress
 from shoal_ray.cli.results import DataDir, RunDir, Split, open_data, open_model
 from shoal_ray.cli.tables import print_table
@@ -54,20 +54,20 @@ def measure(
     """
     if extractor and inception_weights:
         raise ConfigError("--extractor and --inception-weights exclude each other; give one")
-    run = expanded(run)
+    place = placed(run)
     console = Console(highlight=False)
     with launched_world() as world:
         errors = Console(stderr=True, highlight=False, quiet=not world.first)
 
         def prepare() -> tuple[Model, DataSet, Extractor | None]:
-            model, dataset = open_model(run, errors, world.device), open_data(run, data)
+            model, dataset = open_model(place, errors, world.device), open_data(place, data)
             return model, dataset, chosen_extractor(model, dataset, extractor, inception_weights)
 
         model, dataset, network = world.together(prepare)
         if network is not None and network.facts.kind == "random" and extractor is None:
             errors.print(
-                f"no extractor was made for {dataset.path} yet: distances are in the features of an untrained network,"
-                f" good for a sanity check. Make one: shoal extractor train --data {dataset.path}",
+                f"no extractor was made for {dataset.location} yet: distances are in the features of an untrained"
+                f" network, good for a sanity check. Make one: shoal extractor train --data {dataset.location}",
                 style="yellow",
                 soft_wrap=True,
                 markup=False,
@@ -85,7 +85,7 @@ def measure(
                 progress=progress,
             )
         if world.first:
-            show(result, run, world, console, as_json=as_json)
+            show(result, place, console, as_json=as_json)
 
 
 def chosen_extractor(model: Model, data: DataSet, name: str | None, inception_weights: Path | None) -> Extractor | None:
@@ -108,7 +108,7 @@ def chosen_extractor(model: Model, data: DataSet, name: str | None, inception_we
     return named_extractor(name, data) if name else default_extractor(data)
 
 
-def show(result: Evaluation, run: Path, world: World, console: Console, *, as_json: bool) -> None:
+def show(result: Evaluation, run: Place, console: Console, *, as_json: bool) -> None:
     """Print the measures, and write them into the run's directory."""
     text = json.dumps(asdict(result), indent=1, allow_nan=False)
     if as_json:
@@ -116,7 +116,11 @@ def show(result: Evaluation, run: Path, world: World, console: Console, *, as_js
     else:
         for table in tables(result, run.name):
             print_table(console, table)
-    write_text(run / EVALUATION, text + "\n")  # last: somebody else's run can be measured where it cannot be written
+    # Last: somebody else's run can be measured where it cannot be written.
+    if isinstance(run, Path):
+        write_text(run / EVALUATION, text + "\n")
+    else:
+        (run / EVALUATION).write_bytes(f"{text}\n".encode())
 
 
 def tables(result: Evaluation, name: str) -> list[Table]:

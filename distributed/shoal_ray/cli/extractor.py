@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,13 +14,13 @@ from shoal.errors import ConfigError, did_you_mean
 from shoal.quality.classifier import train_extractor
 from shoal.quality.extractor import KINDS, ExtractorFacts
 from shoal.quality.store import keep, kept
-from shoal_ray.cli.paths import expanded
+from shoal_ray.cli.paths import located
 from shoal_ray.cli.progress import images_progress
 from shoal_ray.cli.tables import print_table
 
 app = typer.Typer(help="Make and list the networks that measure generated images.", no_args_is_help=True)
 
-DataDir = Annotated[Path, typer.Option("--data", help="Data set directory.")]
+DataDir = Annotated[str, typer.Option("--data", help="Data set: directory or URI.")]
 
 
 @app.command()
@@ -36,7 +35,7 @@ def train(
     """Train a feature extractor and keep it beside the data set, under the hash of its weights."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"no kind '{kind}'{did_you_mean(kind, KINDS)}; use --kind {', '.join(KINDS)}")
-    dataset = DataSet.open(expanded(data))
+    dataset = DataSet.open(located(data))
     with images_progress(Console(stderr=True)) as tell:
         extractor = train_extractor(
             dataset, kind, seed, split=split, progress=lambda done, total: tell("training", done, total)
@@ -50,15 +49,15 @@ def list_command(
     data: DataDir, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
     """List the extractors beside a data set; the first is the default."""
-    dataset = DataSet.open(expanded(data))
+    dataset = DataSet.open(located(data))
     found = [facts for _, facts in kept(dataset)]
     if as_json:
         print(json.dumps([{"id": facts.id, **asdict(facts)} for facts in found], indent=1))
         return
     if not found:
-        print(f"none yet; make one: shoal extractor train --data {dataset.path}")
+        print(f"none yet; make one: shoal extractor train --data {dataset.location}")
         return
-    table = Table(title=Text(str(dataset.path), style="table.title"))
+    table = Table(title=Text(str(dataset.location), style="table.title"))
     for column in ("extractor", "accuracy", "features", "seed", "trained on", "fits"):
         table.add_column(column, justify="left" if column in ("extractor", "fits") else "right")
     for facts in found:

@@ -13,13 +13,14 @@ from shoal.data import DataSet
 from shoal.errors import DataError, RunError, did_you_mean
 from shoal.model import Model, load_model
 from shoal.pixels import to_uint8
-from shoal.recorder import save_png
+from shoal.recorder import png, save_png
 from shoal.render import above, grid, sample_columns
 from shoal.run import Run
-from shoal_ray.cli.paths import expanded
+from shoal.run_files import Place
+from shoal_ray.cli.paths import located, placed
 
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-DataDir = Annotated[Path | None, typer.Option(help="Data set directory. (default: what the run was trained on)")]
+RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or its URI.")]
+DataDir = Annotated[str | None, typer.Option(help="Data set: directory or URI. (default: what the run was trained on)")]
 Split = Annotated[str, typer.Option(help="Which part of the data set.")]
 
 
@@ -36,21 +37,21 @@ def sample(
     label: Annotated[
         str | None, typer.Option(help="Class name or number, of a conditional GAN. (default: a column for each)")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG file. (default: RUN/samples.png)")] = None,
+    out: Annotated[str | None, typer.Option(help="PNG file. (default: RUN/samples.png)")] = None,
 ) -> None:
     """Generate images and lay them out in one PNG."""
-    run = expanded(run)
-    out = picture_path(out, run / "samples.png")
-    model = open_model(run, Console(stderr=True))
-    labels = None if label is None else torch.full((num,), class_number(run, model, label))
+    place = placed(run)
+    target = picture_place(out, place / "samples.png")
+    model = open_model(place, Console(stderr=True))
+    labels = None if label is None else torch.full((num,), class_number(place, model, label))
     columns = (
         columns_for(num) if labels is not None else sample_columns(model.objective, model.num_classes, columns_for(num))
     )
     images = to_uint8(model.sample(num, seed, labels), "unit")
-    write_picture(grid(images, columns), out)
+    write_picture(grid(images, columns), target)
 
 
-def class_number(run: Path, model: Model, label: str) -> int:
+def class_number(run: Place, model: Model, label: str) -> int:
     """Return the number of a class that is given by name or number.
 
     Raises:
@@ -75,12 +76,12 @@ def reconstruct(
     data: DataDir = None,
     split: Split = "test",
     num: Annotated[int, typer.Option(min=1, help="Images.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="PNG file. (default: RUN/reconstructions.png)")] = None,
+    out: Annotated[str | None, typer.Option(help="PNG file. (default: RUN/reconstructions.png)")] = None,
 ) -> None:
     """Lay out the first images of a split above their reconstructions in one PNG."""
-    run = expanded(run)
-    out = picture_path(out, run / "reconstructions.png")
-    model, dataset = open_model(run, Console(stderr=True)), open_data(run, data)
+    place = placed(run)
+    target = picture_place(out, place / "reconstructions.png")
+    model, dataset = open_model(place, Console(stderr=True)), open_data(place, data)
     model.refuse_other_shape(dataset)
     if num > dataset.num_rows(split):
         raise DataError(
@@ -88,10 +89,10 @@ def reconstruct(
         )
     originals = torch.from_numpy(dataset.rows(split, 0, num).copy())
     again = to_uint8(model.reconstruct(originals), "unit")
-    write_picture(above(originals, again, columns=min(num, 16)), out)
+    write_picture(above(originals, again, columns=min(num, 16)), target)
 
 
-def open_model(run: Path, console: Console, device: torch.device | None = None) -> Model:
+def open_model(run: Place, console: Console, device: torch.device | None = None) -> Model:
     """Load a run's model, onto the best device if none is given; say which checkpoints had to be passed over."""
     passed_over: list[str] = []
     model = load_model(run, device, passed_over)
@@ -100,9 +101,9 @@ def open_model(run: Path, console: Console, device: torch.device | None = None) 
     return model
 
 
-def open_data(run: Path, data: Path | None) -> DataSet:
+def open_data(run: Place, data: str | None) -> DataSet:
     """Open the named data set, or the one that the run was trained on."""
-    return DataSet.open(expanded(data) if data else Run.open(run).data)
+    return DataSet.open(located(data) if data else Run.open(run).data)
 
 
 def columns_for(num: int) -> int:
@@ -110,7 +111,7 @@ def columns_for(num: int) -> int:
     return max(1, min(16, math.isqrt(num - 1) + 1))
 
 
-def picture_path(out: Path | None, default: Path) -> Path:
+def picture_place(out: str | None, default: Place) -> Place:
     """Return where the picture goes, before anything is computed in vain.
 
     Raises:
@@ -118,15 +119,23 @@ def picture_path(out: Path | None, default: Path) -> Path:
     """
     if out is None:
         return default
-    out = expanded(out)
-    if out.is_dir():
-        raise RunError(f"--out {out} is a directory; name a file in it, e.g. --out {out / default.name}")
-    if out.suffix.lower() != ".png":
-        raise RunError(f"--out {out} does not end in .png; only PNG files are written")
-    return out
+    place = placed(out)
+    if isinstance(place, Path) and place.is_dir():
+        raise RunError(f"--out {place} is a directory; name a file in it, e.g. --out {place / default.name}")
+    if not place.name.lower().endswith(".png"):
+        raise RunError(f"--out {place} does not end in .png; only PNG files are written")
+    return place
 
 
-def write_picture(picture: np.ndarray, path: Path) -> None:
+def write_picture(picture: np.ndarray, place: Place) -> None:
     """Write a PNG and say where."""
-    save_png(path, picture)
-    print(path)
+    save_picture(picture, place)
+    print(place)
+
+
+def save_picture(picture: np.ndarray, place: Place) -> None:
+    """Write a PNG."""
+    if isinstance(place, Path):
+        save_png(place, picture)
+    else:
+        place.write_bytes(png(picture))

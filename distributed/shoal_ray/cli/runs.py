@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.run_list import RunEntry, list_runs
-from shoal_ray.cli.paths import expanded
+from shoal_ray.cli.paths import placed
 from shoal_ray.cli.tables import natural_width, print_table
 
 MEASURES = {"mse": "quality/mse", "psnr": "quality/psnr", "nll": "quality/nll", "fd": "fd/", "fid": "fid"}
@@ -24,7 +23,7 @@ MEASURES = {"mse": "quality/mse", "psnr": "quality/psnr", "nll": "quality/nll", 
 DISPENSABLE = ("workers", "psnr", "last loss", "nll", "when")
 """What a narrow terminal goes without first."""
 
-STYLES = {"running": "green", "stopped": "yellow"}
+STYLES = {"running": "green", "stopped": "yellow", "unfinished": "yellow"}
 
 
 class Sort(StrEnum):
@@ -40,15 +39,15 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of runs, or of folders of them.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        str, typer.Argument(metavar="[DIR]", help="Folder of runs, or of folders of them; or its URI.")
+    ] = ("runs"),
     sort: Annotated[Sort, typer.Option(help="when: newest first.")] = Sort.when,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the runs of a folder: what they learn, how far they are, and how good."""
     console = Console(highlight=False)
-    entries = list_runs(expanded(folder))
+    entries = list_runs(placed(folder))
     entries.sort(key=lambda entry: (0.0 if sort is Sort.name else -entry.when, entry.name))
     if as_json:
         print(json.dumps([_plain(entry) for entry in entries], indent=1))

@@ -14,7 +14,9 @@ from rich.text import Text
 from shoal.config import presets as known_presets
 from shoal.config import read_config
 from shoal.errors import RunError
-from shoal_ray.cli.paths import expanded
+from shoal.storage.location import Location
+from shoal.storage.mirror import Mirror
+from shoal_ray.cli.paths import expanded, placed
 
 
 def register(app: typer.Typer) -> None:
@@ -53,16 +55,32 @@ def _opening(path: Path) -> list[str]:
 
 
 def board(
-    runs: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or a folder of runs to compare.")],
+    runs: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a folder of runs to compare; or its URI.")],
     port: Annotated[int, typer.Option(help="0: any free one.")] = 6006,
     host: Annotated[str, typer.Option(help="Who may look; TensorBoard asks for no password.")] = "127.0.0.1",
 ) -> None:
-    """Open TensorBoard on a run, or on a folder of runs."""
-    runs = expanded(runs)
-    if not runs.is_dir():
-        raise RunError(f"{runs} is not a directory; give a run, or the folder with all of them")
-    arguments = ["--logdir", str(runs), "--port", str(port), "--host", host]
+    """Open TensorBoard on a run, or on a folder of runs; of one at a URI, on what is there now."""
+    place = placed(runs)
+    folder = place if isinstance(place, Path) else copy_of_events(place)
+    if not folder.is_dir():
+        raise RunError(f"{place} is not a directory; give a run, or the folder with all of them")
+    arguments = ["--logdir", str(folder), "--port", str(port), "--host", host]
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *arguments])
+
+
+def copy_of_events(home: Location) -> Path:
+    """Return a copy of the event files below a URI.
+
+    Raises:
+        RunError: there are none.
+    """
+    mirror = Mirror.of(home, writes=False)
+    events = [name for name in home.files() if "tfevents" in name]
+    if not events:
+        raise RunError(f"{home} holds no event files; give a run, or the folder with all of them")
+    with mirror.alone():
+        mirror.pull(events)
+    return mirror.path
 
 
 def doctor(

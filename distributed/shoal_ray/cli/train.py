@@ -15,12 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from shoal.config import presets
+from shoal.data import DataSet
+from shoal.data.balance import quotas_of
+from shoal.data.quarantine import Quarantine, QuarantinedBlock
 from shoal.errors import ConfigError
 from shoal.execute import Outcome, storage_errors
 from shoal.recorder import last_row
 from shoal.run import FAILURES, METRICS, Run, read_rows
 from shoal.world import World, launched_world
-from shoal_ray.cli.paths import expanded
+from shoal_ray.cli.class_chart import balance_chart
+from shoal_ray.cli.paths import expanded, located, placed
 from shoal_ray.request import Request
 from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
@@ -47,8 +51,8 @@ def train(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="CONFIG [K=V]...", help="Preset or YAML file, then overrides.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Data set directory (see `shoal data import`).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory. (default: runs/CONFIG)")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set: directory or URI (see `shoal data import`).")] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory or URI, s3://… (default: runs/CONFIG)")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own configuration.")
     ] = False,
@@ -68,6 +72,14 @@ def train(
         bool, typer.Option("--local", help="In this process, without Ray; goes without saying under torchrun.")
     ] = False,
     max_failures: Annotated[int, typer.Option(min=-1, help="Lost workers replaced before giving up; -1: always.")] = 3,
+    quarantine: Annotated[
+        bool | None,
+        typer.Option(
+            "--quarantine/--no-quarantine",
+            help="Go on without blocks of rows that are damaged, or stop with an error."
+            " (default: stop; of a resumed run: as before)",
+        ),
+    ] = None,
     plugin: Annotated[Path | None, typer.Option(help="Python file with an objective of your own.")] = None,
 ) -> None:
     console = Console(highlight=False)
@@ -88,28 +100,30 @@ def train(
         raise ConfigError(f"no CONFIG given; name a preset ({', '.join(presets())}) or a YAML file")
     if name is None and out is None:
         raise ConfigError("--resume needs the run: give --out RUN")
-    path = expanded(out or Path("runs") / Path(str(name)).stem).absolute()
-    data, plugin = data and expanded(data), plugin and expanded(plugin)
+    place = placed(out or f"runs/{Path(str(name)).stem}")
+    place = place.absolute() if isinstance(place, Path) else place
+    dataset, plugin = None if data is None else located(data), plugin and expanded(plugin)
 
     def ask(workers: int) -> Request:
         if resume:
-            return Request.resumed(path, name, overrides, data, plugin, workers)
-        return Request.new(path, str(name), overrides, data, plugin, workers)
+            return Request.resumed(place, name, overrides, dataset, plugin, workers)
+        return Request.new(place, str(name), overrides, dataset, plugin, workers)
 
     began = time.monotonic()
     signals = StopSignals()
     with signals.listening():
+        before = Run.facts_of(place) if resume else {}
+        leave_out = bool(before.get("quarantine")) if quarantine is None else quarantine
         if local:
             with launched_world() as world:
-                outcome, run = run_here(world.together(lambda: ask(world.size)), world, signals, console)
+                outcome, run = run_here(world.together(lambda: ask(world.size)), world, leave_out, signals, console)
         else:
-            before = Run.facts_of(path) if resume else {}
             asked = Resources(
                 workers or before.get("workers", 1),
                 cpus_per_worker or before.get("cpus_per_worker", 1.0),
                 gpus_per_worker if gpus_per_worker is not None else before.get("gpus_per_worker"),
             )
-            outcome, run = run_on_ray(ask(asked.workers), asked, address, max_failures, signals, console)
+            outcome, run = run_on_ray(ask(asked.workers), asked, address, max_failures, leave_out, signals, console)
     if outcome is not None:
         summarise(run, outcome, time.monotonic() - began, console)
         if outcome.stopped:
@@ -128,7 +142,9 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     return (names[0] if names else None), [word for word in words if word not in names]
 
 
-def run_here(request: Request, world: World, signals: StopSignals, console: Console) -> tuple[Outcome | None, Run]:
+def run_here(
+    request: Request, world: World, quarantine: bool, signals: StopSignals, console: Console
+) -> tuple[Outcome | None, Run]:
     """Train in this process; under torchrun the first worker writes the directory and shows the progress."""
     from shoal_ray.local import train_here
 
@@ -136,16 +152,18 @@ def run_here(request: Request, world: World, signals: StopSignals, console: Cons
 
         def begin() -> None:
             announce(request, console, f"this process ({world.device}, {world.size} worker(s))")
-            with storage_errors(request.path):
-                stack.enter_context(request.write(launcher="local", workers=world.size).locked())
+            with storage_errors(request.directory):
+                facts = {"launcher": "local", "workers": world.size, "quarantine": quarantine}
+                stack.enter_context(request.write(**facts).locked())
 
         world.first_says(begin)
-        run = Run.open(request.path)
+        run = world.together(lambda: Run.open(request.place, writes=True))
         if not world.first:
-            train_here(run, world, signals, on_tick=lambda tick: None)
+            train_here(run, world, signals, on_tick=lambda tick: None, quarantine=quarantine)
             return None, run
         display = stack.enter_context(watching(run, request, console))
-        return train_here(run, world, signals, on_tick=lambda tick: display.refresh()), run
+        outcome = train_here(run, world, signals, on_tick=lambda tick: display.refresh(), quarantine=quarantine)
+        return outcome, run
 
 
 def run_on_ray(
@@ -153,6 +171,7 @@ def run_on_ray(
     asked: Resources,
     address: str | None,
     max_failures: int,
+    quarantine: bool,
     signals: StopSignals,
     console: Console,
 ) -> tuple[Outcome, Run]:
@@ -160,28 +179,37 @@ def run_on_ray(
     if address is None:
         guard_own_cluster()
     from shoal_ray import cluster
+    from shoal_ray.following import followed
     from shoal_ray.train import train_on_ray
 
     # Listening again inside, since connecting puts Ray's own SIGTERM handler in our place.
     with cluster.connected(address), signals.listening():
-        resources = cluster.preflight(asked, request.path.parent, request.data.resolve())
+        resources = cluster.preflight(asked, request.place.parent, request.data)
         if signals.asked.is_set():
             raise SystemExit(signals.exit_code)
-        run = request.write(**cluster.facts(asked, address))
+        run = request.write(**cluster.facts(asked, address), quarantine=quarantine)
         gpus = resources.gpus_per_worker
         kind = f"{gpus:g} GPU" if gpus else f"{resources.cpus_per_worker:g} CPU"
         announce(request, console, f"Ray, {resources.workers} worker(s) of {kind}")
-        with run.locked(), watching(run, request, console) as display:
+        with run.locked(), followed(run) as seen, watching(seen, request, console) as display:
             waiting = Waiting(display, cluster.free_resources, resources)
 
             def wait() -> None:
                 display.refresh()
-                waiting.tell(started=(run.path / METRICS).exists())
+                waiting.tell(started=(seen.path / METRICS).exists())
                 if signals.asked.is_set():
                     waiting.stopping()
 
-            outcome = train_on_ray(run, resources, max_failures=max_failures, signals=signals, on_wait=wait)
-    return outcome, run
+            outcome = train_on_ray(
+                run,
+                resources,
+                max_failures=max_failures,
+                quarantine=quarantine,
+                signals=signals,
+                on_wait=wait,
+                failures=seen.path / FAILURES,
+            )
+    return outcome, seen
 
 
 class Waiting:
@@ -239,19 +267,32 @@ def announce(request: Request, console: Console, where: str) -> None:
     warnings = [f"passed over: {problem}" for problem in request.passed_over]
     for warning in [*warnings, *(f"caution: {text}" for text in request.cautions)]:
         console.print(warning, style="yellow", soft_wrap=True, markup=False, emoji=False)
+    data = config.data
+    if quotas := quotas_of(DataSet.open(request.data), data.split, data.balance):
+        console.print(balance_chart(data.split, quotas.name.partition("/")[0], quotas.shares))
 
 
 def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> None:
     """Print the table at the end and how to look further."""
-    table = Table(title=escape(f"{run.path.name}: {'stopped' if outcome.stopped else 'finished'}"), show_header=False)
+    table = Table(title=escape(f"{run.place.name}: {'stopped' if outcome.stopped else 'finished'}"), show_header=False)
     table.add_row("samples", f"{outcome.samples:,} of {run.config.duration_samples:,}")
     table.add_row("wall time, start-up included", f"{seconds:.0f} s")
     table.add_row("workers lost and replaced", str(len(read_rows(run.path / FAILURES))))
     for name, value in last_row(run.path).items():
         if name != "samples":
             table.add_row(escape(name), f"{value:,.0f}" if name.startswith("speed/") else f"{value:.5g}")
-    table.add_row("run", escape(str(run.path)))
+    for block in quarantined(run):
+        table.add_row("quarantined", escape(str(block)))
+    table.add_row("run", escape(str(run.place)))
     console.print(table)
-    at = shlex.quote(str(run.path))
+    at = shlex.quote(str(run.place))
     again = f"shoal train --resume --out {at}" if outcome.stopped else f"shoal eval {at}"
     console.print(f"next: {again}   or look: shoal board {at}", soft_wrap=True, markup=False, emoji=False)
+
+
+def quarantined(run: Run) -> list[QuarantinedBlock]:
+    """Return the damaged blocks that a run went on without."""
+    if "data/quarantined_blocks" not in last_row(run.path) or (newest := run.newest_checkpoint()) is None:
+        return []
+    split, entries = newest.stream["split"], newest.stream.get("quarantine", ())
+    return Quarantine(DataSet.open(run.data), split, entries).blocks()

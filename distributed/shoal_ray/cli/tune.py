@@ -20,8 +20,9 @@ from shoal.errors import ConfigError, ShoalError
 from shoal.files import write_text
 from shoal.objectives import load_plugin
 from shoal.run import EVALUATION, Run, read_rows
+from shoal.storage.location import Location
 from shoal_ray import warm
-from shoal_ray.cli.paths import expanded
+from shoal_ray.cli.paths import expanded, located, placed
 from shoal_ray.cli.progress import images_progress
 from shoal_ray.cli.train import split_words
 from shoal_ray.resources import Resources
@@ -43,8 +44,8 @@ def tune(
         list[str] | None,
         typer.Argument(metavar="SEARCH [K=V]...", help="A YAML file, or a name in tune_configs/; then overrides."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Data set directory (see `shoal data import`).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the search. (default: runs/SEARCH)")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set: directory or URI (see `shoal data import`).")] = None,
+    out: Annotated[str | None, typer.Option(help="Directory of the search. (default: runs/SEARCH)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
     population: Annotated[int | None, typer.Option(min=2, help="Members. (default: as the search says)")] = None,
     workers: Annotated[
@@ -78,7 +79,12 @@ def tune(
     name, overrides = split_words(words or [])
     if name is None and not (resume and out):
         raise ConfigError("no SEARCH given; name a YAML file or one of tune_configs/, or --resume with --out")
-    path = expanded(out or Path("runs") / Path(str(name)).stem).absolute()
+    place = placed(out or f"runs/{Path(str(name)).stem}")
+    if not isinstance(place, Path):
+        raise ConfigError(
+            f"--out {place}: a search is kept in a directory that every node mounts, not at a URI; name one"
+        )
+    path = place.absolute()
     if plugin is not None:
         load_plugin(expanded(plugin))
     if address is None:
@@ -89,22 +95,22 @@ def tune(
             "--resume goes on with the search as it was; leave out SEARCH, overrides, --population and --plugin"
         )
     if old is not None:
-        search, data = old.search, expanded(data) if data else old.data
-        old = replace(old, data=data)
+        search, dataset = old.search, located(data) if data else old.data
+        old = replace(old, data=dataset)
     else:
         refuse_existing(path)
         if data is None:
             raise ConfigError("no data set given; --data DIR names one (make it with `shoal data import`)")
-        data = expanded(data)
+        dataset = located(data)
         chosen = [f"population={population}"] if population else []
         search = read_search(str(name), [*overrides, *chosen])
     before = Run.facts_of(path) if resume else {}
     asked = Resources(workers or before.get("workers", 1), cpus_per_worker or 1.0, gpus_per_worker)
-    opened = DataSet.open(data)
+    opened = DataSet.open(dataset)
     cautions = check_search(search, opened, asked.workers)
     if old is None:
         refuse_unknown_metric(search, opened)
-    announce(search, data, cautions, console)
+    announce(search, dataset, cautions, console)
 
     began = time.monotonic()
     signals = StopSignals()
@@ -130,11 +136,11 @@ def tune(
                     gpus_per_worker=shared.gpus_per_worker if gpus_per_worker is None else gpus_per_worker,
                 )
             plan = capacity.plan(asked, search.population, nodes, turns=turns, parallel=search.algorithm == "pbt")
-            cluster.preflight(plan.resources, path.parent, data.resolve())
+            cluster.preflight(plan.resources, path.parent, dataset)
             if signals.asked.is_set():
                 raise SystemExit(signals.exit_code)
             facts = cluster.facts(plan.resources, address)
-            directory = old or SearchDirectory.create(path, search, data, facts, plugin and expanded(plugin))
+            directory = old or SearchDirectory.create(path, search, dataset, facts, plugin and expanded(plugin))
             console.print(
                 f"{search.population} members, {plan.slots} at once, {plan.resources.workers} worker(s) each of"
                 f" {plan.resources.cpus_per_worker:g} CPU and {plan.resources.gpus_per_worker or 0:g} GPU",
@@ -157,7 +163,7 @@ def tune(
         sys.exit(signals.exit_code)
 
 
-def announce(search: "SearchConfig", data: Path, cautions: list[str], console: Console) -> None:
+def announce(search: "SearchConfig", data: Location, cautions: list[str], console: Console) -> None:
     """Say what will be searched, and what it costs."""
     from shoal_ray.population.check import search_table
 

@@ -19,6 +19,8 @@ from shoal.errors import RunError
 from shoal.files import atomic_directory, write_text
 from shoal.objectives import load_plugin
 from shoal.run import ENVIRONMENT, PLUGIN, Run, environment, locked
+from shoal.run_files import Place, located
+from shoal.storage.location import Location
 from shoal_ray.population.search_config import SearchConfig, read_search
 
 SEARCH = "search.yaml"
@@ -33,11 +35,11 @@ class SearchDirectory:
 
     path: Path
     search: SearchConfig
-    data: Path
+    data: Location
 
     @classmethod
     def create(
-        cls, path: Path, search: SearchConfig, data: Path, facts: Mapping[str, Any], plugin: Path | None = None
+        cls, path: Path, search: SearchConfig, data: Place, facts: Mapping[str, Any], plugin: Path | None = None
     ) -> "SearchDirectory":
         """Make a new one, whole or not at all.
 
@@ -45,12 +47,13 @@ class SearchDirectory:
             RunError: something is already there.
         """
         refuse_existing(path)
+        data = located(data)
         with atomic_directory(path) as folder:
             (folder / SEARCH).write_text(search.to_yaml())
             (folder / ENVIRONMENT).write_text(json.dumps(environment(data, facts), indent=1))
             if plugin is not None:
                 shutil.copyfile(plugin, folder / PLUGIN)
-        return cls(path.resolve(), search, data.resolve())
+        return cls(path.resolve(), search, data)
 
     @classmethod
     def open(cls, path: Path) -> "SearchDirectory":
@@ -66,7 +69,7 @@ class SearchDirectory:
         if (path / PLUGIN).is_file():
             load_plugin(path / PLUGIN)
         try:
-            data = Path(Run.facts_of(path)["data"])
+            data = Location.parse(Run.facts_of(path)["data"])
         except (KeyError, TypeError):
             raise RunError(
                 f"{path / ENVIRONMENT} does not say where the data is; start anew with another --out"

@@ -29,7 +29,7 @@ def refuse_unknown_metric(search: SearchConfig, data: DataSet) -> None:
         [f"batch={few}", f"report.quality_images={measured}", "report.images_every_samples=0", "optim.lr=1e-9"],
     )
     ticks: list[Tick] = []
-    with Session(small, data.path, World.local("cpu")) as session, suppress(DivergenceError):
+    with Session(small, data.location, World.local("cpu")) as session, suppress(DivergenceError):
         ticks = list(session.advance(few))
     if not ticks:
         return

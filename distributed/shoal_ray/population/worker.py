@@ -15,8 +15,8 @@ from torch import Tensor
 
 from shoal import checkpoint
 from shoal.config import RunConfig, build_config
-from shoal.errors import CheckpointError, ConfigError, DivergenceError, ShoalError
-from shoal.execute import StorageError, prepare, storage_errors
+from shoal.errors import CheckpointError, ConfigError, DivergenceError, ShoalError, StorageError
+from shoal.execute import prepare, storage_errors
 from shoal.recorder import Recorder
 from shoal.run import Run
 from shoal.session import Session, Tick

@@ -1,16 +1,23 @@
 """A data set that is open for reading: any rows by global id, without a copy of the file in memory."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.data.blocks import Blocks, BlockSource, BlockTable, LocalShards
+from shoal.data.decoder import Decoder, PillowDecoder, RowError, decode_rows
+from shoal.data.gather import Memory
 from shoal.data.labels import read_labels
 from shoal.data.manifest import Manifest, Split, load_manifest
-from shoal.data.shard import MappedShard, size_problem
+from shoal.data.remote import RemoteShards
+from shoal.data.shard import BlockRows, size_problem
 from shoal.errors import DataError, did_you_mean
+from shoal.storage.cache import BlockCache
+from shoal.storage.location import Location
 
 Images = NDArray[np.uint8]
 Ids = NDArray[np.int64]
@@ -20,46 +27,69 @@ PART = re.compile(r"(?P<split>[^\[\]]+)\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\]")
 """A part of a split, by rows or by hundredths of it: ``train[:90%]``, ``train[90%:]``, ``train[:1000]``."""
 
 
+UNKNOWN = np.iinfo(np.int64).min
+BLOCKS_AT_ONCE = 64
+"""So many are in use at a time, however many rows are asked for."""
+
+
 class DataSet:
     """Fixed-shape uint8 images under global ids, in splits, with labels where there are any.
 
-    Shards are mapped when they are first touched, and each block's checksum is compared once per process, when it is
-    first touched; after that reading is a gather from the page cache. Reading from several threads is safe.
+    A block is read when it is first touched, and then compared with its checksum, once per process. Local shards are
+    mapped: reading is a gather from the page cache. Those of an object store come block by block through the node's
+    cache, and a bounded number of blocks is mapped at a time. Reading from several threads is safe.
+
+    Attributes:
+        location: of the directory, local or on an object store: what to call the data set in messages.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, path: str | Path | Location, manifest: Manifest, cache: BlockCache | None = None) -> None:
+        location = Location.parse(path)
+        self.location = location
         self.manifest = manifest
         self.fingerprint = manifest.fingerprint
         self.shape: tuple[int, int, int] = manifest.shape
         self.class_names = None if manifest.class_names is None else list(manifest.class_names)
+        self.decoder: Decoder = PillowDecoder()
         self._num_rows = manifest.num_rows
         self._row_bytes = manifest.row_bytes
-        blocks = [
-            (shard_index, block_index, block.rows)
-            for shard_index, shard in enumerate(manifest.shards)
-            for block_index, block in enumerate(shard.blocks)
-        ]
-        self._shard_of_block, self._index_in_shard, self._rows = np.array(blocks, np.int64).T
-        self._first = np.cumsum(self._rows) - self._rows
-        self._offset = np.full(len(blocks), -1, np.int64)  # in bytes from the start of the shard, known once mapped
-        self._checked = np.zeros(len(blocks), np.bool_)
-        self._mapped: dict[int, MappedShard] = {}
+        self._table = BlockTable(manifest)
+        self._source: BlockSource
+        if location.local is None:
+            self._source = RemoteShards(location, manifest, self._table, cache or BlockCache.of_this_node())
+        else:
+            self._source = LocalShards(location.local, manifest, self._table)
+        self._blocks = Blocks(str(location), self._table, self._source)
+        self._memory = Memory(self._row_bytes)
+        # Where row 0 would lie if all rows lay as those of the block do: a row's address is one look-up and one sum.
+        self._row_0 = np.full(len(self._table), UNKNOWN, np.int64)
         self._labels: Labels | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open the data set directory ``path``. Raises DataError if a file is missing, truncated or not ours."""
-        path = Path(path)
-        manifest = load_manifest(path)
-        for name, num_bytes in manifest.file_sizes().items():
-            if problem := size_problem(path / name, num_bytes):
-                raise DataError(f"data set {path}: {name} {problem}; import the data again")
-        return cls(path, manifest)
+    def open(cls, path: str | Path | Location, cache: BlockCache | None = None) -> Self:
+        """Open a data set: a directory, or the URI of one, whose blocks then come through ``cache`` (the node's).
+
+        Raises DataError if the manifest is not ours or, in a directory, a file is missing or truncated; the objects of
+        a store are looked at when they are first touched. Raises StorageError for a store that does not answer.
+        """
+        location = Location.parse(path)
+        manifest = load_manifest(location)
+        if location.local is not None:
+            for name, num_bytes in manifest.file_sizes().items():
+                if problem := size_problem(location.local / name, num_bytes):
+                    raise DataError(f"data set {location}: {name} {problem}; import the data again")
+        return cls(location, manifest, cache)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle as the path: a memory map belongs to its process."""
-        return (type(self).open, (self.path,))
+        """Pickle as the location: memory belongs to its process, a cache to its node."""
+        return (type(self).open, (self.location,))
+
+    @property
+    def path(self) -> Path:
+        """Return the directory of a local data set. Raises DataError for one on an object store, which has none."""
+        if self.location.local is None:
+            raise DataError(f"data set {self.location} is not in a local directory, which this needs; copy it to one")
+        return self.location.local
 
     @property
     def splits(self) -> dict[str, int]:
@@ -98,7 +128,7 @@ class DataSet:
         )
         if not 0 <= start < stop <= whole.rows:
             raise DataError(
-                f"split '{split}' of {self.path} has no rows, or more than there are: rows {start:,} to {stop:,} of"
+                f"split '{split}' of {self.location} has no rows, or more than there are: rows {start:,} to {stop:,} of"
                 f" {whole.rows:,}; use e.g. {part['split']}[:90%]"
             )
         return Split(first=whole.first + start, rows=stop - start)
@@ -106,8 +136,8 @@ class DataSet:
     def blocks(self, split: str) -> Ids:
         """Return first id and rows of each block of ``split``, int64 [num_blocks, 2]; a part's ends may cut a block."""
         entry = self.span(split)
-        first = np.maximum(self._first, entry.first)
-        rows = np.minimum(self._first + self._rows, entry.first + entry.rows) - first
+        first = np.maximum(self._table.first, entry.first)
+        rows = np.minimum(self._table.first + self._table.rows, entry.first + entry.rows) - first
         inside = rows > 0
         return np.stack([first[inside], rows[inside]], axis=1)
 
@@ -121,7 +151,7 @@ class DataSet:
         if self.manifest.labels is None:
             return None
         if self._labels is None:
-            self._labels = read_labels(self.path, self.manifest)
+            self._labels = read_labels(self.location, self.manifest)
         return self._labels[ids]
 
     def rows(self, split: str, start: int, stop: int) -> Images:
@@ -134,51 +164,69 @@ class DataSet:
     def fetch(self, ids: Ids, out: Images | None = None) -> Images:
         """Return the images of any global ids, in their order, uint8 [n, C, H, W].
 
-        ``out`` receives them where it is given (contiguous, of that shape). Raises DataError that names shard, block
-        and rows when a block touched for the first time is not what was imported.
+        ``out`` receives them where it is given (contiguous, of that shape); without it, small images take a copy less.
+
+        Raises:
+            DamagedBlockError: a block touched for the first time is not what was imported, or a file in an encoded data
+                set does not become a row.
+            StorageError: an object store that does not answer, or refuses.
         """
-        if out is None:
-            out = np.empty((len(ids), *self.shape), np.uint8)
-        assert out.flags.c_contiguous
-        assert out.dtype == np.uint8
-        assert out.shape == (len(ids), *self.shape)
-        if len(ids) == 0:
+        if out is not None:
+            assert out.flags.c_contiguous
+            assert out.dtype == np.uint8
+            assert out.shape == (len(ids), *self.shape)
+        blocks = self._blocks_of(ids)
+        row_0 = self._row_0[blocks]
+        if len(ids) == 0 or row_0.min() > UNKNOWN:
+            addresses = row_0 + ids * self._row_bytes
+            if out is None:
+                return self._memory.gather(addresses).reshape(len(ids), *self.shape)
+            self._memory.gather(addresses, out.reshape(len(ids), self._row_bytes))
             return out
-        if ids.min() < 0 or ids.max() >= self._num_rows:
-            raise IndexError(f"ids {ids.min()}..{ids.max()} of a data set of {self._num_rows} rows")
-        blocks = np.searchsorted(self._first, ids, side="right") - 1
-        if not self._checked[blocks].all():
-            for block in np.unique(blocks):
-                self._touch(int(block))
-        row_bytes = self._row_bytes
-        offsets = self._offset[blocks] + (ids - self._first[blocks]) * row_bytes
-        rows = out.reshape(len(ids), row_bytes).view(f"V{row_bytes}")[:, 0]
-        shards = self._shard_of_block[blocks]
-        if (shards == shards[0]).all():
-            rows[:] = self._mapped[int(shards[0])].rows_at[offsets]
-        else:
-            for shard in np.unique(shards):
-                here = np.flatnonzero(shards == shard)
-                rows[here] = self._mapped[int(shard)].rows_at[offsets[here]]
+        out = np.empty((len(ids), *self.shape), np.uint8) if out is None else out
+        distinct, which = np.unique(blocks, return_inverse=True)
+        for first in range(0, len(distinct), BLOCKS_AT_ONCE):
+            here = np.flatnonzero((which >= first) & (which < first + BLOCKS_AT_ONCE))
+            some = distinct[first : first + BLOCKS_AT_ONCE]
+            held = self._blocks.get(some.tolist())
+            read = self._gather if self.manifest.encoding == "raw" else self._decode
+            read(held, some, which[here] - first, ids[here], out, here)
         return out
 
-    def _touch(self, block: int) -> None:
-        """Map the block's shard and compare the block's checksum, once per process."""
-        if self._checked[block]:
-            return
-        shard, index = int(self._shard_of_block[block]), int(self._index_in_shard[block])
-        if shard not in self._mapped:
-            self._mapped[shard] = MappedShard(self.path, self.manifest.shards[shard], self._row_bytes)
-        mapped = self._mapped[shard]
-        if problem := mapped.block_problem(index):
-            first = int(self._first[block])
-            raise DataError(
-                f"data set {self.path}: block {index} of {mapped.shard.path} (rows {first:,} to "
-                f"{first + int(self._rows[block]) - 1:,}) {problem}: the file was damaged after the import; "
-                "`shoal data verify` lists all damage, importing again mends it"
-            )
-        self._offset[block] = mapped.offsets[index]
-        self._checked[block] = True
+    def prefetch(self, ids: Ids) -> None:
+        """Begin to read what ``fetch`` will need for ``ids``, where that is far away, and return at once.
+
+        Whatever goes wrong is left to the ``fetch``. For local data there is nothing to do: the kernel reads ahead.
+        """
+        if self._source.remote:
+            self._blocks.prefetch(np.unique(self._blocks_of(ids)).tolist())
+
+    def _blocks_of(self, ids: Ids) -> Ids:
+        if len(ids) and ids.view(np.uint64).max() >= self._num_rows:  # seen so, an id below 0 is beyond all rows
+            raise IndexError(f"ids {ids.min()}..{ids.max()} of a data set of {self._num_rows} rows")
+        return self._table.first[1:].searchsorted(ids, "right")
+
+    # Both write rows ``ids`` to ``out[where]``. Row ids[i] lies in block number blocks[which[i]], held[which[i]].
+
+    def _gather(self, held: Sequence[BlockRows], blocks: Ids, which: Ids, ids: Ids, out: Images, where: Ids) -> None:
+        row_0 = np.array([rows.address for rows in held]) - self._table.first[blocks] * self._row_bytes
+        if not self._source.remote:
+            self._row_0[blocks] = row_0
+        addresses = row_0[which] + ids * self._row_bytes
+        flat = out.reshape(len(out), self._row_bytes)
+        if len(where) == len(out):
+            self._memory.gather(addresses, flat)
+        else:
+            flat[where] = self._memory.gather(addresses)
+
+    def _decode(self, held: Sequence[BlockRows], blocks: Ids, which: Ids, ids: Ids, out: Images, where: Ids) -> None:
+        rows = ids - self._table.first[blocks[which]]
+        files = [held[block].file(row) for block, row in zip(which.tolist(), rows.tolist(), strict=True)]
+        try:
+            decode_rows(self.decoder, files, [out[i] for i in where.tolist()])
+        except RowError as error:
+            problem = f"has a file that {error.why}, for row {ids[error.row]:,}"
+            raise self._table.damaged(int(blocks[which[error.row]]), str(self.location), problem) from None
 
     def _split(self, name: str) -> Split:
         try:
@@ -186,7 +234,7 @@ class DataSet:
         except KeyError:
             known = self.manifest.splits
             raise DataError(
-                f"data set {self.path} has no split '{name}'{did_you_mean(name, known)}; it has {', '.join(known)}"
+                f"data set {self.location} has no split '{name}'{did_you_mean(name, known)}; it has {', '.join(known)}"
             ) from None
 
 

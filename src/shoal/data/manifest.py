@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shoal.data.second_look import until_right
 from shoal.errors import DataError
+from shoal.storage.location import Location
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+"""Read: this and every older one. Raw data sets are written as version 1, encoded ones, which came later, as 2."""
 MANIFEST_NAME = "manifest.json"
 
 Count = Annotated[int, Field(ge=1)]
@@ -22,7 +26,11 @@ class _Frozen(BaseModel):
 
 
 class Block(_Frozen):
-    """One record batch: its rows, the xxh3_64 of their bytes, and the rows of each class that occurs in it."""
+    """One record batch: its rows, the xxh3_64 of its payload, and the rows of each class that occurs in it.
+
+    The payload of raw rows is their bytes one after another; that of encoded rows their lengths in bytes as
+    little-endian int64, then the files one after another.
+    """
 
     rows: Count
     xxh3: Hash64
@@ -59,14 +67,16 @@ class LabelsFile(_Frozen):
 class Manifest(_Frozen):
     """Everything that is known of a data set without opening a shard.
 
-    ``shape`` is (channels, height, width) of uint8 rows. ``class_names`` and ``labels`` are both there or both None: a
+    ``shape`` is (channels, height, width) of uint8 rows. They lie in the shards as they are (``raw``), or as PNG and
+    JPEG files that become such rows (``encoded``). ``class_names`` and ``labels`` are both there or both None: a
     data set is labelled exactly when its classes have names. Every block of a split holds ``rows_per_block`` rows,
     except for the split's last.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     shape: tuple[Count, Count, Count]
     dtype: Literal["uint8"] = "uint8"
+    encoding: Literal["raw", "encoded"] = "raw"
     class_names: tuple[str, ...] | None
     rows_per_block: Count
     splits: dict[str, Split]
@@ -107,6 +117,8 @@ class Manifest(_Frozen):
             "blocks": [block.model_dump(mode="json") for shard in self.shards for block in shard.blocks],
             "labels": self.labels and self.labels.rows_xxh3,
         }
+        if self.encoding != "raw":
+            content["encoding"] = self.encoding
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -116,10 +128,12 @@ class Manifest(_Frozen):
 
     def to_json(self) -> str:
         """Return the text of the file: compact, keys in the order of the fields, splits in the order of their ids."""
-        return self.model_dump_json() + "\n"
+        return self.model_dump_json(exclude={"encoding"} if self.encoding == "raw" else None) + "\n"
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
+        if (self.version == 1) != (self.encoding == "raw"):
+            raise ValueError(f"version {self.version} does not go with encoding '{self.encoding}'")
         if (self.class_names is None) != (self.labels is None):
             raise ValueError("class_names and labels must both be there or both be null")
         if not self.splits:
@@ -140,20 +154,31 @@ class Manifest(_Frozen):
         return self
 
 
-def parse_manifest(path: Path) -> Manifest:
-    """Read the manifest of the data set directory ``path`` without comparing its fingerprint.
+def parse_manifest(path: str | Path | Location) -> Manifest:
+    """Read the manifest of the data set ``path`` without comparing its fingerprint.
 
     Raises DataError when the directory or the manifest is missing, malformed, or of a newer version.
     """
-    if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
-        raise DataError(f"data set {path} {what}; make one with `shoal data import KIND SRC --out {path}`")
-    file = path / MANIFEST_NAME
-    if not file.is_file():
-        raise DataError(
-            f"{path} has no {MANIFEST_NAME}, so it is not an imported data set; "
-            f"make one with `shoal data import KIND {path} --out DIR`"
-        )
+    return _read_manifest(path, _parse)
+
+
+def load_manifest(path: str | Path | Location) -> Manifest:
+    """Read and check the manifest of the data set ``path``, a directory or the URI of one.
+
+    Raises DataError when it is missing, malformed, of a newer version, or not what its fingerprint was taken of.
+    """
+    return _read_manifest(path, _parse_and_check)
+
+
+def _read_manifest(path: str | Path | Location, parse: Callable[[Location], Manifest]) -> Manifest:
+    place = Location.parse(path)
+    file = place / MANIFEST_NAME
+    if not file.exists():
+        raise _no_data_set(place)
+    return until_right(lambda again: parse(file), remote=place.local is None)
+
+
+def _parse(file: Location) -> Manifest:
     try:
         text = file.read_bytes()
         version = _version(json.loads(text))
@@ -171,19 +196,25 @@ def parse_manifest(path: Path) -> Manifest:
         raise _malformed(file, str(error)) from None
 
 
-def load_manifest(path: Path) -> Manifest:
-    """Read and check the manifest of the data set directory ``path``.
-
-    Raises DataError when it is missing, malformed, of a newer version, or not what its fingerprint was taken of.
-    """
-    manifest = parse_manifest(path)
+def _parse_and_check(file: Location) -> Manifest:
+    manifest = _parse(file)
     digest = manifest.digest()
     if manifest.fingerprint != digest:
         raise DataError(
-            f"{path / MANIFEST_NAME}: the fingerprint is {manifest.fingerprint[:12]}… but the content gives "
+            f"{file}: the fingerprint is {manifest.fingerprint[:12]}… but the content gives "
             f"{digest[:12]}…, so the manifest was changed after the import; import the data again"
         )
     return manifest
+
+
+def _no_data_set(place: Location) -> DataError:
+    if place.exists() and (place.local is None or place.local.is_dir()):
+        return DataError(
+            f"{place} has no {MANIFEST_NAME}, so it is not an imported data set; "
+            f"make one with `shoal data import KIND {place} --out DIR`"
+        )
+    what = "is not a directory" if place.exists() else "does not exist"
+    return DataError(f"data set {place} {what}; make one with `shoal data import KIND SRC --out {place}`")
 
 
 def _version(document: Any) -> int:
@@ -191,5 +222,5 @@ def _version(document: Any) -> int:
     return version if isinstance(version, int) else 0
 
 
-def _malformed(file: Path, why: str) -> DataError:
+def _malformed(file: Location, why: str) -> DataError:
     return DataError(f"{file} is not a manifest that shoal wrote: {why}; import the data again")

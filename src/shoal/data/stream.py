@@ -5,8 +5,8 @@ the networks.
 """
 
 from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.data.balance import Balance, quotas_of
 from shoal.data.dataset import DataSet
 from shoal.data.order import ORDER_VERSION, Order
+from shoal.data.quarantine import Quarantine, QuarantinedBlock
 from shoal.errors import DataError
+
+Ids = NDArray[np.int64]
 
 PREFETCHED_BATCHES = 3
 
@@ -56,9 +60,15 @@ class Stream:
         rows: slice,
         position: int = 0,
         shuffle_window_blocks: int = 16,
+        balance: Balance = "none",
+        quarantine: Iterable[Sequence[int]] = (),
         pin_memory: bool | None = None,
     ) -> None:
-        """Start reading ahead. ``pin_memory`` None means: where CUDA is available."""
+        """Start reading ahead.
+
+        ``balance`` says how often each class is drawn, ``quarantine`` which blocks are not read, as ``state`` does.
+        ``pin_memory`` None means: where CUDA is available.
+        """
         if batch < 1 or shuffle_window_blocks < 1:
             raise DataError(f"batch {batch} and shuffle window {shuffle_window_blocks} must both be at least 1")
         if position < 0 or position % batch:
@@ -75,7 +85,11 @@ class Stream:
         self.seed = seed
         self.window_blocks = shuffle_window_blocks
         self._rows = range(first, last)
-        self._order = Order(dataset.fingerprint, seed, dataset.blocks(split), shuffle_window_blocks)
+        quotas = quotas_of(dataset, split, balance)
+        self.balance = quotas.name if quotas else "none"
+        self._order = Order(dataset.fingerprint, seed, dataset.blocks(split), shuffle_window_blocks, quotas)
+        self._quarantine = Quarantine(dataset, split, quarantine)
+        self._window = (-1, -1)  # being read, while the next one is fetched from where it may be far away
         self._position = position
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         # One worker: batches are read in order, and the order's caches have one user.
@@ -89,9 +103,14 @@ class Stream:
         """Return the position, in samples of the whole world, of the batch that the consumer gets next."""
         return self._position
 
-    def state(self) -> dict[str, int | str]:
-        """Return what ``resume`` needs to go on exactly here; the same on all ranks, and fit for JSON."""
-        return {
+    @property
+    def quarantined(self) -> list[QuarantinedBlock]:
+        """Return the blocks that are in quarantine."""
+        return self._quarantine.blocks()
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``resume`` needs to go on exactly here; the same on all ranks, fit for JSON and under 1 KB."""
+        state = {
             "fingerprint": self.dataset.fingerprint,
             "order_version": ORDER_VERSION,
             "split": self.split,
@@ -100,11 +119,28 @@ class Stream:
             "window_blocks": self.window_blocks,
             "position": self._position,
         }
+        # Only where there is something to say, so that an older reader refuses no state that it would get right.
+        if self.balance != "none":
+            state["balance"] = self.balance
+        if self._quarantine.entries:
+            state["quarantine"] = [list(entry) for entry in self._quarantine.entries]
+        return state
 
     @classmethod
-    def resume(cls, dataset: DataSet, state: Mapping[str, Any], *, rows: slice, pin_memory: bool | None = None) -> Self:
-        """Return the stream that goes on where ``state`` was taken; ``rows`` may differ from then."""
-        check_state(state, dataset)
+    def resume(
+        cls,
+        dataset: DataSet,
+        state: Mapping[str, Any],
+        *,
+        rows: slice,
+        balance: Balance = "none",
+        pin_memory: bool | None = None,
+    ) -> Self:
+        """Return the stream that goes on where ``state`` was taken; ``rows`` may differ from then.
+
+        ``balance`` must be the one that the state was taken with: a mapping is too long to be kept in it.
+        """
+        check_state(state, dataset, balance)
         return cls(
             dataset,
             split=state["split"],
@@ -113,6 +149,8 @@ class Stream:
             rows=rows,
             position=state["position"],
             shuffle_window_blocks=state["window_blocks"],
+            balance=balance,
+            quarantine=state.get("quarantine", ()),
             pin_memory=pin_memory,
         )
 
@@ -130,6 +168,20 @@ class Stream:
     def ready(self) -> None:
         """Wait until the next batch is read. Raises what ``next`` would raise, and takes nothing."""
         self._head()
+
+    def quarantine(self, blocks: Iterable[int]) -> None:
+        """Read damaged blocks (by their index in the data set) no more, from the next batch on.
+
+        What was read ahead is dropped and read anew. Raises DataError where too little of the split would be left, and
+        leaves all as it was.
+        """
+        quarantine = self._quarantine.having(blocks, self._position)
+        for future in self._ahead:
+            future.cancel()
+        wait(self._ahead)
+        self._ahead.clear()
+        self._quarantine = quarantine
+        self._read_ahead()
 
     def close(self) -> None:
         """End the thread, after the batch that it is reading; what was read ahead is dropped."""
@@ -156,18 +208,29 @@ class Stream:
 
     def _read(self, index: int) -> RawBatch:
         start = index * self.batch
+        window = self._order.window_at(start + self.batch - 1)
+        if window != self._window:
+            self._window = window
+            self.dataset.prefetch(self._quarantine.replace(self._order.heads_after(*window), start))
         ids = self._order.ids(start + self._rows.start, start + self._rows.stop)
-        # A fresh tensor per batch: torch's allocators hand the same memory out again, and the pinned one waits for
-        # copies to the device that still read it, which a ring of our own would have to track.
-        images = torch.empty((len(ids), *self.dataset.shape), dtype=torch.uint8, pin_memory=self._pin)
-        self.dataset.fetch(ids, out=images.numpy())
+        ids = self._quarantine.replace(ids, start)
+        images = self._fetch(ids)
         found = self.dataset.labels_at(ids)
         labels = None if found is None else torch.from_numpy(found.astype(np.int64))
         return RawBatch(index, images, labels.pin_memory() if labels is not None and self._pin else labels, ids)
 
+    def _fetch(self, ids: Ids) -> Tensor:
+        if not self._pin:
+            return torch.from_numpy(self.dataset.fetch(ids))  # which spares a copy that an output of ours would take
+        # A fresh tensor per batch: torch's allocator hands the same pages out again once no copy to the device reads
+        # them, which a ring of our own would have to track.
+        images = torch.empty((len(ids), *self.dataset.shape), dtype=torch.uint8, pin_memory=True)
+        self.dataset.fetch(ids, out=images.numpy())
+        return images
 
-def check_state(state: Mapping[str, Any], dataset: DataSet) -> None:
-    """Refuse, by DataError, a stream state that cannot go on with ``dataset``: both values are named."""
+
+def check_state(state: Mapping[str, Any], dataset: DataSet, balance: Balance = "none") -> None:
+    """Refuse, by DataError, a state that cannot go on with ``dataset`` under ``balance``: both values are named."""
     expected = {
         "fingerprint": str,
         "order_version": int,
@@ -177,11 +240,14 @@ def check_state(state: Mapping[str, Any], dataset: DataSet) -> None:
         "window_blocks": int,
         "position": int,
     }
+    optional = {"balance": str, "quarantine": list}
     wrong = [key for key, kind in expected.items() if type(state.get(key)) is not kind]
-    if wrong or set(state) - set(expected):
+    wrong += [key for key, kind in optional.items() if key in state and type(state[key]) is not kind]
+    wrong += sorted(set(state) - set(expected) - set(optional))
+    if wrong or not all(map(_is_entry, state.get("quarantine", ()))):
         raise DataError(
-            f"stream state {dict(state)} must have exactly the keys {', '.join(expected)}; "
-            f"wrong here: {', '.join(wrong or sorted(set(state) - set(expected)))}; use another checkpoint"
+            f"stream state {dict(state)} must have exactly the keys {', '.join(expected)}, and may have"
+            f" {', '.join(optional)}; wrong here: {', '.join(wrong or ['quarantine'])}; use another checkpoint"
         )
     if state["order_version"] != ORDER_VERSION:
         raise DataError(
@@ -191,9 +257,22 @@ def check_state(state: Mapping[str, Any], dataset: DataSet) -> None:
     if state["fingerprint"] != dataset.fingerprint:
         raise DataError(
             f"the checkpoint was written on the data set with fingerprint {state['fingerprint'][:12]}…, but "
-            f"{dataset.path} has {dataset.fingerprint[:12]}…; give the original data with --data, or start a new run"
+            f"{dataset.location} has {dataset.fingerprint[:12]}…; give the original data with --data, or start a new"
+            " run"
         )
     dataset.num_rows(state["split"])
+    quotas, kept = quotas_of(dataset, state["split"], balance), state.get("balance", "none")
+    given = quotas.name if quotas else "none"
+    if kept != given:
+        raise DataError(
+            f"the checkpoint was written with data.balance '{kept}', but this run's is '{given}'; go on with the same"
+            " one, or start a new run"
+        )
+    Quarantine(dataset, state["split"], state.get("quarantine", ()))
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list) and [type(number) for number in entry] == [int, int] and min(entry) >= 0
 
 
 def _on_this_device(pin: bool) -> tuple[Any, ...]:

@@ -63,7 +63,7 @@ def train_extractor(
         shape=data.shape,
         num_classes=data.num_classes if kind == "classifier" else 0,
         fingerprint=data.fingerprint,
-        data=str(data.path.resolve()),
+        data=str(data.location),
         num_images=num_images,
         accuracy=_accuracy(net, kind, Sample.of(data, held_out), world),
         accuracy_split=held_out,
@@ -129,6 +129,6 @@ def _refuse_unclassified(data: DataSet, split: str) -> None:
     """
     labels = data.labels(split)
     if labels is None:
-        raise DataError(f"{data.path} has no labels, which a classifier learns; use --kind rotation")
+        raise DataError(f"{data.location} has no labels, which a classifier learns; use --kind rotation")
     if len(set(labels[labels >= 0].tolist())) < 2:
-        raise DataError(f"split '{split}' of {data.path} has fewer than two classes; use --kind rotation")
+        raise DataError(f"split '{split}' of {data.location} has fewer than two classes; use --kind rotation")

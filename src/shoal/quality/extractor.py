@@ -133,14 +133,14 @@ def refuse_other_data(facts: ExtractorFacts, data: DataSet) -> None:
     Raises:
         DataError: names both.
     """
-    remedy = f"train one: shoal extractor train --data {data.path}"
+    remedy = f"train one: shoal extractor train --data {data.location}"
     made, given = ("x".join(map(str, shape or ())) for shape in (facts.shape, data.shape))
     if facts.kind == "inception" and data.shape[0] not in (1, 3):
-        raise DataError(f"Inception sees images of 1 or 3 channels, {data.path} holds {given}; {remedy}")
+        raise DataError(f"Inception sees images of 1 or 3 channels, {data.location} holds {given}; {remedy}")
     if facts.shape not in (None, tuple(data.shape)):
-        raise DataError(f"extractor {facts.id} was made for images of {made}, {data.path} holds {given}; {remedy}")
+        raise DataError(f"extractor {facts.id} was made for images of {made}, {data.location} holds {given}; {remedy}")
     if facts.fingerprint not in (None, data.fingerprint):
         raise DataError(
             f"extractor {facts.id} was made for the data set {facts.data} (fingerprint {str(facts.fingerprint)[:12]}…),"
-            f" not for {data.path} ({data.fingerprint[:12]}…); {remedy}"
+            f" not for {data.location} ({data.fingerprint[:12]}…); {remedy}"
         )

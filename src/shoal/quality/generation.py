@@ -94,8 +94,8 @@ def _asked(model: Model, sample: Sample) -> Tensor | None:
         return None
     if int(labels.max()) >= model.num_classes:
         raise RunError(
-            f"the run knows {model.num_classes} classes, {sample.data.path} has {sample.data.num_classes}; measure it"
-            " on the data set that it was trained on"
+            f"the run knows {model.num_classes} classes, {sample.data.location} has {sample.data.num_classes}; measure"
+            " it on the data set that it was trained on"
         )
     in_turn = torch.arange(len(labels)) % model.num_classes
     return torch.where(labels >= 0, labels, in_turn)

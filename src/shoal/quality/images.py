@@ -73,7 +73,7 @@ class Sample:
         num = rows - after if num is None else num
         if not 1 <= num <= rows - after:
             raise DataError(
-                f"{num} images were to be measured, but split '{split}' of {data.path} has {rows - after};"
+                f"{num} images were to be measured, but split '{split}' of {data.location} has {rows - after};"
                 f" use --num {rows - after}, or fewer"
             )
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).numpy()

@@ -1,4 +1,4 @@
-"""Extractors on disk: a directory each, beside the data set that they were made for.
+"""Extractors at rest: a directory each, beside the data set that they were made for, local or on an object store.
 
 ``DATA/extractors/<kind>-<hash>/`` holds ``extractor.json`` and ``weights.safetensors``, whole or not at all. Nothing in
 it can run code when it is read.
@@ -6,7 +6,6 @@ it can run code when it is read.
 
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from shoal.data import DataSet
-from shoal.errors import DataError, did_you_mean
+from shoal.errors import DataError, MissingError, ShoalError, StorageError, did_you_mean
 from shoal.files import atomic_directory
 from shoal.quality.cnn import build_net
 from shoal.quality.extractor import (
@@ -27,77 +26,88 @@ from shoal.quality.extractor import (
     random_extractor,
     refuse_other_data,
 )
+from shoal.storage.location import Location
 
 FOLDER, FACTS, WEIGHTS = "extractors", "extractor.json", "weights.safetensors"
 FORMAT_VERSION = 1
 """Read: this and every older one. A newer one is refused by name."""
 
 
-def keep(extractor: Extractor, data: DataSet) -> Path:
+def keep(extractor: Extractor, data: DataSet) -> Path | Location:
     """Write an extractor beside its data set, whole or not at all; return its directory."""
-    path = data.path / FOLDER / extractor.facts.directory_name
-    if path.exists():  # the same weights, unless they were damaged
+    place = data.location / FOLDER / extractor.facts.directory_name
+    if place.exists():  # the same weights, unless they were damaged
         try:
-            read(path, data)
-            return path
+            read(place, data)
+            return place.local or place
         except DataError:
-            shutil.rmtree(path)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in extractor.net.state_dict().items()}
-    with atomic_directory(path) as folder:
-        (folder / WEIGHTS).write_bytes(save(tensors))
-        (folder / FACTS).write_text(json.dumps({"version": FORMAT_VERSION, **asdict(extractor.facts)}, indent=1) + "\n")
-    return path
+            place.delete()
+    weights = save({name: tensor.cpu().contiguous() for name, tensor in extractor.net.state_dict().items()})
+    facts = json.dumps({"version": FORMAT_VERSION, **asdict(extractor.facts)}, indent=1) + "\n"
+    if place.local is None:
+        (place / WEIGHTS).write_bytes(weights)
+        (place / FACTS).write_bytes(facts.encode())  # last: it is what makes an extractor of what is there
+        return place
+    with atomic_directory(place.local) as folder:
+        (folder / WEIGHTS).write_bytes(weights)
+        (folder / FACTS).write_text(facts)
+    return place.local
 
 
-def read(path: Path, data: DataSet) -> Extractor:
+def read(path: str | Path | Location, data: DataSet) -> Extractor:
     """Load an extractor for a data set.
 
     Raises:
         DataError: none there, damaged, of a newer format, or made for another data set or shape.
     """
-    facts = read_facts(path)
+    place = Location.parse(path)
+    facts = read_facts(place)
     refuse_other_data(facts, data)
     assert facts.shape is not None
     net = build_net(facts.shape, num_outputs(facts.kind, facts.num_classes), seed=0)
     try:
-        tensors = load((path / WEIGHTS).read_bytes())
+        tensors = load((place / WEIGHTS).read_bytes())
         if digest(tensors) != facts.hash:
             raise ValueError(f"its weights have the hash {digest(tensors)}, not {facts.hash}")
         net.load_state_dict(tensors)
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise _damaged(path, error) from None
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        if isinstance(error, StorageError) and not isinstance(error, MissingError):
+            raise
+        raise _damaged(place, error) from None
     return Extractor(net, facts)
 
 
-def read_facts(path: Path) -> ExtractorFacts:
+def read_facts(path: str | Path | Location) -> ExtractorFacts:
     """Read what an extractor's directory says of it.
 
     Raises:
         DataError: none there, damaged, or of a newer format.
     """
-    if not (path / FACTS).is_file():
-        raise DataError(f"{path} is no extractor (no {FACTS} in it); make one with `shoal extractor train --data DIR`")
+    place = Location.parse(path)
+    facts_file = place / FACTS
+    if not facts_file.exists():
+        raise DataError(f"{place} is no extractor (no {FACTS} in it); make one with `shoal extractor train --data DIR`")
     try:
-        values = json.loads((path / FACTS).read_text())
+        values = json.loads(facts_file.read_bytes())
         if values.pop("version") > FORMAT_VERSION:
-            raise DataError(f"{path} was made by a newer Shoal, which this one cannot read; upgrade it")
+            raise DataError(f"{place} was made by a newer Shoal, which this one cannot read; upgrade it")
         facts = ExtractorFacts(**{field.name: values[field.name] for field in fields(ExtractorFacts)})
         if facts.kind not in KINDS:
             raise ValueError(f"no kind '{facts.kind}'")
         channels, height, width = values["shape"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, ShoalError):
             raise
-        raise _damaged(path, error) from None
+        raise _damaged(place, error) from None
     return replace(facts, shape=(channels, height, width))
 
 
-def kept(data: DataSet) -> list[tuple[Path, ExtractorFacts]]:
+def kept(data: DataSet) -> list[tuple[Location, ExtractorFacts]]:
     """Return the readable extractors beside a data set, the better kinds first, then by seed."""
     found = []
-    for path in (data.path / FOLDER).glob("*-*"):
+    for place in (data.location / FOLDER).list():
         try:
-            found.append((path, read_facts(path)))
+            found.append((place, read_facts(place)))
         except DataError:
             continue
     return sorted(found, key=lambda item: (KINDS.index(item[1].kind), item[1].seed or 0, item[1].hash))
@@ -132,9 +142,9 @@ def named_extractor(name: str, data: DataSet) -> Extractor:
         if name == "random":
             return random_extractor(data.shape)
     elif re.fullmatch(r"[a-z]+[-:][0-9a-f]{8}", name):
-        path = data.path / FOLDER / name.replace(":", "-")
-        if path.is_dir():
-            return read(path, data)
+        place = data.location / FOLDER / name.replace(":", "-")
+        if place.exists():
+            return read(place, data)
         made = random_extractor(data.shape)
         if name.replace(":", "-") == made.facts.directory_name:
             return made
@@ -146,11 +156,11 @@ def named_extractor(name: str, data: DataSet) -> Extractor:
 def _alternatives(name: str, known: Iterable[str], data: DataSet) -> str:
     names = list(known)
     near = did_you_mean(name, [*names, *KINDS])
-    beside = f"{data.path} has {', '.join(names)}" if names else f"none was made for {data.path} yet"
-    return f"{near}; {beside}; make one with `shoal extractor train --data {data.path}`, or give a directory's path"
+    beside = f"{data.location} has {', '.join(names)}" if names else f"none was made for {data.location} yet"
+    return f"{near}; {beside}; make one with `shoal extractor train --data {data.location}`, or give a directory's path"
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(place: Location, error: Exception) -> DataError:
     return DataError(
-        f"extractor {path} is damaged ({error}); delete it and train it again with `shoal extractor train`"
+        f"extractor {place} is damaged ({error}); delete it and train it again with `shoal extractor train`"
     )

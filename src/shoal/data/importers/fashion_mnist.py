@@ -4,11 +4,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from shoal.data.importers.idx import FILES, find_idx, import_idx
-from shoal.data.manifest import Manifest
-from shoal.data.write import Progress, check_destination
+from shoal.data.importers.idx import FILES, IdxSource, find_idx, open_idx
 from shoal.errors import DataError
 
 CLASS_NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -20,25 +19,21 @@ Notice = Callable[[str], None]
 """Told what is about to be done, in a sentence, before it is done."""
 
 
-def import_fashion_mnist(
+def open_fashion_mnist(
     src: Path | None,
-    out: Path,
     *,
     download_to: Path | None = None,
     may_install: bool = True,
     notice: Notice | None = None,
-    progress: Progress | None = None,
-) -> Manifest:
-    """Import Fashion-MNIST from ``src``, or, where that is None, from wherever ``find_fashion_mnist`` gets it.
+) -> IdxSource:
+    """Open Fashion-MNIST in ``src``, or, where that is None, wherever ``find_fashion_mnist`` gets it.
 
-    Makes train (60,000) and test (10,000), [1, 28, 28], ten classes. ``download_to`` defaults to the folder "downloads"
-    beside ``out``. Raises DataError.
+    Its splits are train (60,000) and test (10,000), [1, 28, 28], ten classes. ``download_to`` defaults to the folder
+    "downloads" in the working directory. Raises DataError.
     """
-    check_destination(out)
     if src is None:
-        folder = download_to or out.absolute().parent / "downloads"
-        src = find_fashion_mnist(folder, may_install=may_install, notice=notice)
-    return import_idx(src, out, class_names=CLASS_NAMES, source="fashion-mnist", progress=progress)
+        src = find_fashion_mnist(download_to or Path("downloads").absolute(), may_install=may_install, notice=notice)
+    return replace(open_idx(src, class_names=CLASS_NAMES), kind="fashion-mnist")
 
 
 def find_fashion_mnist(download_to: Path, *, may_install: bool, notice: Notice | None = None) -> Path:

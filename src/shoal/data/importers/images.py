@@ -1,5 +1,6 @@
 """Decode one image file into the uint8 array that a data set holds."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -22,15 +23,15 @@ class BadImageError(Exception):
     """A file that is not a whole PNG or JPEG."""
 
 
-def decode(file: Path, mode: Mode | None, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Return an image file as uint8 [C, H, W].
+def decode(file: Path | bytes, mode: Mode | None, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Return an image file, by its path or as its bytes, as uint8 [C, H, W].
 
     ``mode`` is "L" or "RGB", or None for what the file is (grey or colour). Cameras' orientation is applied, 16 bits
     are rounded to 8, transparency is composited on white. With ``size`` (height, width) the largest centred part of
     that aspect ratio is resized to it with an antialiasing Lanczos filter. Raises BadImageError.
     """
     try:
-        with Image.open(file, formats=("PNG", "JPEG")) as opened:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG")) as opened:
             opened.load()
             image = convert(ImageOps.exif_transpose(opened), mode)
     except (

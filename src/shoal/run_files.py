@@ -1,0 +1,162 @@
+"""The files of a run, here or at a URI: their names, who may write them, how they come to this node."""
+
+import fcntl
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import MissingError, RunError
+from shoal.storage.location import Location
+from shoal.storage.mirror import Mirror
+
+_log = logging.getLogger("shoal.run")
+
+CONFIG, ENVIRONMENT, PLUGIN, METRICS = "config.yaml", "environment.json", "plugin.py", "metrics.jsonl"
+EVALUATION = "eval.json"
+LOCK = ".lock"
+FAILURES = "failures.jsonl"
+"""A row for every time that workers were lost and the group was started again."""
+
+CHECKPOINTS = "checkpoints"
+IDENTITY = "id"
+"""The key of ``environment.json`` that tells a run at a URI from another one that was there before."""
+
+Place = Path | Location
+"""Where a run or a data set is: a path, or a location that may be remote."""
+
+
+@contextmanager
+def locked(path: Path, name: object = None) -> Iterator[None]:
+    """Keep every other process from writing into a directory, called ``name`` in messages, while the block lasts.
+
+    Raises:
+        RunError: another one does.
+    """
+    with (path / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{name or path} is being trained by another process; wait for it, or stop it") from None
+        yield
+
+
+def refuse_existing(place: Place) -> None:
+    """Refuse to write a new run over something.
+
+    Raises:
+        RunError: something is there.
+    """
+    path = local_path(place)
+    if path is None:
+        there = {entry.name for entry in Location.parse(place).list()}
+        run, other = CONFIG in there, bool(there - {ENVIRONMENT, PLUGIN})  # left by a process that was killed
+    else:
+        run, other = (path / CONFIG).is_file(), path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if run:
+        raise RunError(f"{place} already holds a run; go on with --resume, or give another --out")
+    if other:
+        raise RunError(f"{place} exists and is not a run; give another --out")
+
+
+def refuse_locked(path: Path, name: object) -> None:
+    """Refuse a directory that another process is writing into.
+
+    Raises:
+        RunError: one is.
+    """
+    if is_locked(path / LOCK):
+        raise RunError(f"{name} is being trained by another process; wait for it, or stop it")
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds the lock; it is not taken from anyone, and let go at once."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def fetch_settings(mirror: Mirror, *also: str) -> None:
+    """Copy a run's settings from its URI, and other small files where they are wanted.
+
+    A copy that belongs to another run, which was at that URI before, is set aside.
+
+    Raises:
+        RunError: there is no run.
+        StorageError: the store refuses or does not answer.
+    """
+    try:
+        (mirror.home / CONFIG).size()
+    except MissingError as error:
+        raise RunError(f"{mirror.home} is not a run directory ({error}); give the --out of a training run") from None
+    with mirror.alone():
+        before, now = read_facts(mirror.path), read_facts(mirror.home)
+        if before and before.get(IDENTITY) != now.get(IDENTITY):
+            aside = mirror.set_aside()
+            _log.warning("%s is another run than the copy here, which was kept as %s", mirror.home, aside)
+        mirror.pull((ENVIRONMENT, PLUGIN, *also, CONFIG))
+
+
+def local_path(place: Place) -> Path | None:
+    """Return the path of a place on this machine; None at a URI."""
+    return place if isinstance(place, Path) else place.local
+
+
+def located(data: Place) -> Location:
+    """Return where a data set is, so that it is found from any folder, and after a link has come to lead elsewhere."""
+    path = local_path(data)
+    return Location.parse(data if path is None else path.resolve())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file with a JSON object per line, up to the first that is cut off or damaged."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or not isinstance(row, dict):
+                break
+            rows.append(row)
+    return rows
+
+
+def read_facts(place: Place) -> dict[str, Any]:
+    """Return what a run directory notes of where it ran last; empty where there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    file = place / ENVIRONMENT
+    try:
+        text = Location.parse(file).read_bytes()
+    except MissingError:
+        return {}
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}); start anew with another --out") from None
+
+
+def copy_of(place: Place, *files: str) -> Path:
+    """Return a run's directory or, of one at a URI, that of a copy to look at, with its settings and ``files``.
+
+    Raises:
+        RunError: there is no run at the URI.
+        StorageError: the store refuses or does not answer.
+    """
+    path = local_path(place)
+    if path is not None:
+        return path
+    mirror = Mirror.of(Location.parse(place), writes=False)
+    fetch_settings(mirror, *files)
+    return mirror.path

@@ -1,0 +1,356 @@
+"""Runs and data sets on a real S3 endpoint by the command line: trained, killed, resumed, looked at."""
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from tests.processes import DEADLINE_SEC, start
+from tests.storage.faulty import Fault
+from tests.storage.s3 import S3
+
+from shoal.checkpoint import newest, read, saved
+from shoal.remote_checkpoint import fetch, names
+from shoal.run import Run, read_rows
+from shoal.storage.location import Location
+from shoal.storage.retry import Patience, patience
+
+Shoal = Callable[..., Any]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of this node."""
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SHOAL_CACHE_BYTES", "1GiB")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def far(s3: S3, pristine: Path, cache: Path) -> Location:
+    """Return a data set at a URI."""
+    for file in pristine.iterdir():
+        (s3.root / "data" / file.name).upload(file)
+    return s3.root / "data"
+
+
+def refused(said: Any, *words: str) -> None:
+    assert said.code == 2, said.out
+    for word in words:
+        assert word in said.error.replace("\n", "")
+
+
+def upload(run: Path, home: Location) -> None:
+    """Copy a run to a URI, as any tool would."""
+    for file in (file for file in run.rglob("*") if file.is_file() and file.name != ".lock"):
+        (home / str(file.relative_to(run))).upload(file)
+
+
+def download(home: Location, target: Path) -> Path:
+    """Copy a run as any tool would: all that is below its URI."""
+    for name in home.files():
+        (home / name).download(target / name)
+    return target
+
+
+def same_tensors(one: Path, two: Path) -> bool:
+    ours, theirs = newest(one / "checkpoints"), newest(two / "checkpoints")
+    assert ours is not None
+    assert theirs is not None
+    expected, found = ours.tensors(), theirs.tensors()
+    return ours.samples == theirs.samples and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_at_a_uri_has_what_a_run_in_a_directory_has(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, trained: Path, tmp_path: Path
+) -> None:
+    home = s3.root / "runs" / "x"
+    said = shoal("train", "seed-autoencoder", *tiny, "--data", far, "--out", home, "--local")
+    assert said.code == 0, said.error
+    assert str(home) in said.out
+    there = download(home, tmp_path / "there")
+    files, expected = (
+        {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and "tfevents" not in file.name}
+        for run in (there, trained)
+    )
+    assert files == expected - {".lock"}
+    assert len(list(there.glob("tensorboard/*"))) == 1
+    assert same_tensors(there, trained)
+    assert json.loads((there / "environment.json").read_text())["data"] == str(far)
+
+
+def test_a_file_uri_is_a_directory(shoal: Shoal, tiny: Sequence[str], data: Path, tmp_path: Path) -> None:
+    words = ("--data", f"file://{data}", "--out", f"file://{tmp_path / 'run'}", "--local")
+    said = shoal("train", "seed-autoencoder", *tiny, *words)
+    assert said.code == 0, said.error
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["data"] == str(data)
+    assert shoal("eval", f"file://{tmp_path / 'run'}").code == 0
+    assert (tmp_path / "run" / "eval.json").is_file()
+
+
+def test_all_that_looks_at_a_run_looks_at_one_at_a_uri(
+    shoal: Shoal, far: Location, s3: S3, cache: Path, trained: Path, tmp_path: Path
+) -> None:
+    home = s3.root / "runs" / "x"
+    upload(trained, home)
+    said = shoal("eval", home, "--data", far, "--json")
+    assert said.code == 0, said.error
+    assert (home / "eval.json").read_bytes().decode() == said.out
+    here = json.loads(shoal("eval", trained, "--json").out)
+    assert json.loads(said.out)["metrics"] == here["metrics"]
+
+    said = shoal("reconstruct", home, "--data", far, "--num", "4")
+    assert said.out == f"{home / 'reconstructions.png'}\n"
+    assert shoal("reconstruct", trained, "--num", "4").code == 0
+    assert (home / "reconstructions.png").read_bytes() == (trained / "reconstructions.png").read_bytes()
+    refused(shoal("sample", home), "generates no images")
+
+    (listed,) = json.loads(shoal("runs", s3.root, "--json").out)
+    (expected,) = json.loads(shoal("runs", trained, "--json").out)
+    assert (listed.pop("name"), listed.pop("path")) == ("runs/x", str(home))
+    assert listed.pop("when") is not None
+    assert listed == {key: value for key, value in expected.items() if key in listed}
+    assert listed["state"] == "finished"
+
+    said = shoal("compare", home, trained, "--json", "--out", home / "both.png")
+    assert said.code == 0, said.error
+    assert json.loads(said.out)["differences"] == {}
+    assert (home / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in cache.glob("runs/*/*")] == ["read"]  # nothing was prepared to be written
+
+
+def test_pictures_are_made_of_a_run_at_a_uri(
+    shoal: Shoal, tiny: Sequence[str], data: Path, s3: S3, cache: Path, tmp_path: Path
+) -> None:
+    home = s3.root / "gan"
+    said = shoal("train", "seed-gan", *tiny, "--data", data, "--out", home, "--local")
+    assert said.code == 0, said.error
+    assert shoal("sample", home, "--num", "4").out == f"{home / 'samples.png'}\n"
+    assert shoal("sample", home, "--num", "4", "--out", tmp_path / "here.png").code == 0
+    assert (tmp_path / "here.png").read_bytes() == (home / "samples.png").read_bytes()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(shoal: Shoal, s3: S3, cache: Path, trained: Path) -> None:
+    home = s3.root / "x"
+    upload(trained, home)
+    newest, older, *_ = names((home / "checkpoints").files())
+    tensors = home / "checkpoints" / newest / "tensors.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensors.write_bytes(content)
+    said = shoal("eval", home, "--json")
+    assert said.code == 0, said.error
+    assert json.loads(said.out)["samples"] == int(older)
+    assert f"passed over: checkpoint {home / 'checkpoints' / newest}" in said.error.replace("\n", "")
+    tensors.write_bytes(content[:100])
+    assert "100 bytes" in shoal("eval", home, "--json").error
+    tensors.delete()
+    assert json.loads(shoal("eval", home, "--json").out)["samples"] == int(older)
+
+    # A run goes on from the sound one, and leaves nothing that is damaged.
+    said = shoal("train", "--resume", "--out", home, "--local")
+    assert said.code == 0, said.error
+    assert f"going on at sample {int(older):,}" in said.out
+    assert newest == names((home / "checkpoints").files())[0]
+    assert same_tensors(download(home, cache / "there"), trained)
+
+
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*tiny, "duration_samples=16000", "checkpoint.every_samples=1600", "report.every_samples=1600"]
+    home = s3.root / "runs" / "x"
+    process = start("train", "seed-autoencoder", *words, "--data", far, "--out", home, "--local")
+    uploads: list[int] = []
+
+    def kill(method: str, path: str) -> None:
+        if method == "PUT" and path.partition("?")[0].endswith("state.json"):
+            sample = int(path.split("/")[-2])
+            if uploads and sample > max(uploads):
+                process.kill()
+                process.wait()
+                raise ConnectionError  # the request goes down with it
+            uploads.append(sample)
+
+    s3.endpoint.before = kill
+    said = process.communicate(timeout=DEADLINE_SEC)[0]
+    s3.endpoint.before = lambda method, path: None
+    assert process.returncode == -signal.SIGKILL, said
+    left = download(home, tmp_path / "left")
+    reached = max(uploads)
+    assert int(names((home / "checkpoints").files())[0]) == reached < 16000
+    assert len(list(left.glob("checkpoints/*/tensors.safetensors"))) == len(uploads) + 1  # the next one's had arrived
+
+    straight = tmp_path / "straight"
+    said = shoal("train", "seed-autoencoder", *words, "--data", far, "--out", straight, "--local")
+    assert said.code == 0, said.error
+
+    def resume(node: str) -> str:
+        with monkeypatch.context() as patch:
+            if node == "another":
+                patch.setenv("SHOAL_CACHE", str(tmp_path / "another"))
+            said = shoal("train", "--resume", "--out", home, "--local")
+        assert said.code == 0, said.error
+        there = download(home, tmp_path / f"from-{node}")
+        assert same_tensors(there, straight)
+        kept = saved(there / "checkpoints")
+        assert [path.name for path in kept] == [path.name for path in saved(straight / "checkpoints")]
+        assert all(read(path) for path in kept)
+        found, expected = (read_rows(run / "metrics.jsonl") for run in (there, straight))
+        assert [row["samples"] for row in found] == [row["samples"] for row in expected]
+        return " ".join(str(said.out).split())
+
+    assert f"going on at sample {reached:,}" in resume("another")
+    home.delete()
+    upload(left, home)
+    said = resume("this")
+    assert f"which did not reach {home}: sample {reached:,} is the newest there" in said
+    assert f"going on at sample {reached:,}" not in said
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, tmp_path: Path, trained: Path
+) -> None:
+    home = s3.root / "x"
+    waits: list[str] = []
+
+    def come_back(text: str) -> None:
+        waits.append(text)
+        if len(waits) == 3:
+            s3.endpoint.back()
+
+    def leave(method: str, path: str) -> None:
+        if "metrics.jsonl" in path and method == "PUT" and not waits:
+            Thread(target=s3.endpoint.away).start()
+
+    s3.endpoint.before = leave
+    with patience(Patience(first_sec=0.01, on_wait=come_back)):
+        said = shoal("train", "seed-autoencoder", *tiny, "--data", far, "--out", home, "--local")
+    assert said.code == 0, said.error
+    assert "does not answer" in waits[0]
+    assert same_tensors(download(home, tmp_path / "there"), trained)
+
+
+def test_a_store_that_stays_away_stops_the_run_and_nothing_is_lost(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, cache: Path, tmp_path: Path, trained: Path
+) -> None:
+    home = s3.root / "x"
+    s3.endpoint.before = lambda method, path: (
+        s3.endpoint.faults.append(Fault(1_000_000, status=503))
+        if "metrics.jsonl" in path and method == "PUT" and not s3.endpoint.faults
+        else None
+    )
+    words = [*tiny, "duration_samples=1e6", "checkpoint.every_samples=0"]
+    with patience(Patience(total_sec=0.2, first_sec=0.01, on_wait=lambda text: None)):
+        said = shoal("train", "seed-autoencoder", *words, "--data", far, "--out", home, "--local")
+    (copy,) = cache.glob("runs/*/written/x")
+    refused(said, "storage does not answer", f"is kept in {copy} on this machine", "--resume")
+    (kept,) = saved(copy / "checkpoints")
+    s3.endpoint.faults.clear()
+    s3.endpoint.before = lambda method, path: None
+    assert names((home / "checkpoints").files()) == []
+    until = f"duration_samples={read(kept).samples + 160}"
+    said = shoal("train", "--resume", "--out", home, "--local", until)
+    assert said.code == 0, said.error
+    assert same_tensors(download(home, tmp_path / "there"), copy)
+    straight = tmp_path / "straight"
+    words = [*tiny, until, "checkpoint.every_samples=0"]
+    assert shoal("train", "seed-autoencoder", *words, "--data", far, "--out", straight, "--local").code == 0
+    assert same_tensors(straight, copy)
+
+
+DENIED = b"<Error><Code>InvalidAccessKeyId</Code><Message>no such key</Message></Error>"
+
+
+def test_what_a_store_refuses_is_said_before_anything_is_written(
+    shoal: Shoal, tiny: Sequence[str], data: Path, far: Location, s3: S3, cache: Path, tmp_path: Path
+) -> None:
+    words = ("train", "seed-autoencoder", *tiny, "--local")
+    before = s3.root.files()
+    s3.endpoint.faults.append(Fault(1_000, "PUT", status=403, body=DENIED))
+    refused(shoal(*words, "--data", data, "--out", s3.root / "x"), "the store refuses it", "AWS_ACCESS_KEY_ID")
+    s3.endpoint.faults.append(Fault(1_000, status=403, body=DENIED))
+    refused(shoal(*words, "--data", far, "--out", tmp_path / "x"), "the store refuses it", "AWS_ACCESS_KEY_ID")
+    refused(shoal("eval", s3.root / "x"), "the store refuses it")
+    s3.endpoint.faults.clear()
+    nowhere = s3.location("s3://no-such-bucket")
+    refused(shoal(*words, "--data", data, "--out", nowhere / "x"), "no such bucket 'no-such-bucket'")
+    refused(shoal(*words, "--data", nowhere / "data", "--out", tmp_path / "x"), f"data set {nowhere / 'data'}")
+    refused(shoal("eval", nowhere / "x"), "no such bucket")
+    refused(shoal("eval", s3.root / "data"), "is not a run directory", "no such object")
+    refused(shoal("runs", s3.root / "nothing"), "holds no runs")
+    refused(shoal(*words, "--data", data, "--out", s3.root / "data"), "exists and is not a run")
+    refused(shoal(*words, "--data", data, "--out", "s3://key:secret@bucket/x"), "credentials inside a URI")
+    refused(shoal("tune", "vae-pbt", "--data", data, "--out", s3.root / "x"), "not at a URI")
+    assert s3.root.files() == before
+    assert not (tmp_path / "x").exists()
+    assert not list(cache.glob("runs/*/written/*"))
+
+
+def test_a_run_is_not_written_over_and_not_trained_twice(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3
+) -> None:
+    home = s3.root / "x"
+    words = ("train", "seed-autoencoder", *tiny, "--data", far, "--out", home, "--local")
+    assert shoal(*words).code == 0
+    before = {name: (home / name).read_bytes() for name in home.files()}
+    refused(shoal(*words), "already holds a run", "--resume")
+    again = ("train", "--resume", "--out", home, "--local", "duration_samples=640")
+    with Run.open(home, writes=True).locked():
+        refused(shoal(*again), f"{home} is being trained by another process")
+    assert {name: (home / name).read_bytes() for name in home.files()} == before
+    assert shoal(*again).code == 0
+
+
+def test_a_copy_of_a_run_that_is_no_longer_there_is_not_gone_on_from(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = s3.root / "x"
+    words = ("train", "seed-autoencoder", *tiny, "--data", far, "--out", home, "--local")
+    assert shoal(*words).code == 0
+    home.delete()
+    with monkeypatch.context() as patch:
+        patch.setenv("SHOAL_CACHE", str(cache / "another"))
+        assert shoal(*words, "seed=1", "duration_samples=160").code == 0
+    said = shoal("train", "--resume", "--out", home, "--local")
+    assert said.code == 0, said.error
+    assert "nothing to do at sample 160" in said.out
+    assert len(list(cache.glob("runs/*/written/x.*"))) == 1
+
+
+def test_whoever_lists_at_any_moment_finds_only_whole_checkpoints(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, trained: Path, tmp_path: Path
+) -> None:
+    home = s3.root / "x"
+    upload(trained, home)
+    damaged = home / "checkpoints" / "000000000320" / "tensors.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    direct = Location.parse(str(home).replace(str(s3.endpoint.port), str(s3.endpoint.target)))
+    looks: list[list[str]] = []
+
+    def look(method: str, path: str) -> None:
+        if method in ("PUT", "DELETE", "POST") and "checkpoints" in path:
+            found = names((direct / "checkpoints").files())
+            target = tmp_path / "looks" / str(len(looks))
+            for name in found:
+                if name != "000000000320" or "320" in rewritten:
+                    fetch(direct / "checkpoints" / name, target / name, size(direct, name))
+            looks.append(found)
+            if method in ("PUT", "POST") and "000000000320" in path:
+                rewritten.add("320")
+
+    def size(run: Location, name: str) -> int:
+        return (run / "checkpoints" / name / "tensors.safetensors").size()
+
+    rewritten: set[str] = set()
+    s3.endpoint.before = look
+    resumed = shoal("train", "--resume", "--out", home, "--local", "duration_samples=480")
+    s3.endpoint.before = lambda method, path: None
+    assert resumed.code == 0, resumed.error
+    assert len(looks) > 10
+    assert names((home / "checkpoints").files()) == ["000000000480", "000000000400", "000000000320"]
+    assert all(len(found) >= 2 for found in looks)
