@@ -1,13 +1,14 @@
 """Measure how fast images are read in random order, by Shoal and by others, turn and turn about on one core.
 
 Two sets of images: Fashion-MNIST (28x28x1) and generated ones (64x64x3), each written once in every format. Counted are
-the process's CPU time, all threads together, which hardly depends on what else the machine does, and the clock.
+the CPU time of a reader's process, all its threads together, and the clock.
 """
 
 import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -31,6 +34,9 @@ PACKAGES = (
     "python-snappy tifffile 'tokenizers<0.23' 'transformers<5' zstd"
 )
 """What the others need and Shoal has not: without their dependencies, so that torch and numpy stay as they are."""
+
+FORK = get_context("fork")
+"""The images are in memory once for all readers."""
 
 WARM_UP_SEC = 3.0
 """At most so much for the first epoch of a reader, which is not measured: Shoal compares checksums in it."""
@@ -99,21 +105,67 @@ def warm_up(source: Source, batches: Batches) -> None:
             break
 
 
+class Seat:
+    """A reader in a process of its own, which is stopped while it is not its turn.
+
+    In one process the threads of one reader would be charged to the next: MosaicML's go on for a while.
+    """
+
+    def __init__(self, source: Source, reader: Reader) -> None:
+        self._pipe, child = FORK.Pipe()
+        self._process = FORK.Process(target=_sit, args=(source, reader, child))
+        self._process.start()
+        child.close()
+        self._pipe.recv()  # it is warm
+        self._signal(signal.SIGSTOP)
+
+    def measure(self, sec: float) -> Trial:
+        """Let it read. Raises EOFError where the process has died, which says why itself."""
+        self._signal(signal.SIGCONT)
+        self._pipe.send(sec)
+        trial: Trial = self._pipe.recv()
+        self._signal(signal.SIGSTOP)
+        return trial
+
+    def leave(self) -> None:
+        """End the process."""
+        self._signal(signal.SIGCONT)
+        self._pipe.send(None)
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+
+def _sit(source: Source, reader: Reader, pipe: Connection) -> None:
+    batches = reader.open(source)
+    warm_up(source, batches)
+    pipe.send(None)
+    while (sec := pipe.recv()) is not None:
+        pipe.send(measure(reader, batches, sec))
+    batches.close()  # type: ignore[attr-defined]  # they are generators
+
+
 def contest(source: Source, readers: Sequence[Reader], rounds: int, sec: float) -> Trials:
-    """Open all readers, and let them read turn and turn about."""
-    batches: dict[str, Batches] = {}
-    for reader in readers:
-        tell(f"{'x'.join(map(str, source.shape))}: {reader.label}")
-        batches[reader.name] = reader.open(source)
-        warm_up(source, batches[reader.name])
+    """Let all readers read turn and turn about."""
+    seats: dict[str, Seat] = {}
     trials: dict[str, list[Trial]] = {reader.name: [] for reader in readers}
-    for number in range(rounds):
-        tell(f"round {number + 1} of {rounds}")
-        shift = number % len(readers)
-        for reader in (*readers[shift:], *readers[:shift]):  # none is always the first
-            trials[reader.name].append(measure(reader, batches[reader.name], sec))
-    for opened in batches.values():
-        opened.close()  # type: ignore[attr-defined]  # they are generators
+    try:
+        for reader in readers:
+            tell(f"{'x'.join(map(str, source.shape))}: {reader.label}")
+            seats[reader.name] = Seat(source, reader)
+        for number in range(rounds):
+            tell(f"round {number + 1} of {rounds}")
+            shift = number % len(readers)
+            for reader in (*readers[shift:], *readers[:shift]):  # none is always the first
+                trials[reader.name].append(seats[reader.name].measure(sec))
+    finally:
+        for seat in seats.values():
+            seat.leave()
     return trials
 
 

@@ -152,5 +152,5 @@ def test_an_error_of_one_rank_is_raised_on_all_with_a_checkpoint(size: int, play
 @pytest.mark.parametrize("size", WORLDS)
 def test_damage_that_only_the_first_rank_meets_is_told_to_all(size: int, play: Callable[[int], Played]) -> None:
     for told in play(size).errors:
-        assert told["damaged pictures"].startswith("DataError: ")
+        assert told["damaged pictures"].startswith("DamagedBlockError: ")
         assert "shard-00001.arrow" in told["damaged pictures"]

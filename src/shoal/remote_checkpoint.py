@@ -25,7 +25,7 @@ class Found:
 
     Attributes:
         checkpoint: the newest that verifies, in the copy; None where there is none at all.
-        at_home: whether that is the one at the URI. If not, it lies in the copy only.
+        at_home: whether it is at the URI. If not, it lies in the copy only.
         passed_over: why newer ones cannot be used.
         newest_at_home: the sample of the newest one at the URI, sound or not.
     """
@@ -63,9 +63,10 @@ def _find(home: Location, folder: Path, files: Files, there: list[str]) -> Found
     for name in sorted({*there, *here}, reverse=True):
         if name in there:
             try:
-                return Found(
-                    fetch(home / name, folder / name, files.get(f"{name}/{TENSORS}")), True, problems, int(there[0])
-                )
+                num_bytes = files.get(f"{name}/{TENSORS}")
+                found = fetch(home / name, folder / name, num_bytes)
+                whole = num_bytes == (found.path / TENSORS).stat().st_size  # or the copy alone is
+                return Found(found, whole, problems, newest_at_home)
             except NewerFormatError:
                 raise
             except CheckpointError as error:

@@ -126,13 +126,14 @@ class Uploader:
             (self._home / name).write_bytes(content)
             self._sent[name] = stamp
             self._due[name] = time.monotonic() + (time.monotonic() - begin) / LONGEST_SHARE
-        # The newest first: the others are worth less with every one that comes, and may be pruned before their turn.
         while path := next(filter(self._is_new, saved(self._run.checkpoints)), None):
             self._send_checkpoint(path)
 
     def _is_new(self, path: Path) -> bool:
+        """Return whether it is to be sent: till the end only the newest, since sending may take longer than making."""
         stamp = _stamp(path / STATE)
-        return stamp is not None and self._looked_at.get(path.name) != stamp
+        worthwhile = int(path.name) > self._newest or self._closing.is_set()
+        return worthwhile and stamp is not None and self._looked_at.get(path.name) != stamp
 
     def _send_checkpoint(self, path: Path) -> None:
         home, stamp = self._home / CHECKPOINTS, _stamp(path / STATE)

@@ -128,6 +128,11 @@ class Large:
             yield Rows("train", images)
 
 
+def environment() -> dict[str, str]:
+    """Return what a script needs to import this module, by its plain name, and all that the tests can import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 # Other processes must find the classes, and where `tests` is also a package in site-packages they would look in there.
 sys.path.append(str(Path(__file__).parent))
 sys.modules["generated_source"] = sys.modules[__name__]

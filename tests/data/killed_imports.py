@@ -64,7 +64,7 @@ def _lethal(call: Callable[..., Any], numbers: Any, killed_at: int | None) -> Ca
 
 
 def main(folder: Path) -> None:
-    os.fsync = lambda handle: None  # a kill, unlike a power cut, loses nothing that was written
+    os.fsync = lambda fd: None  # a kill, unlike a power cut, loses nothing that was written
     make(folder / "whole")
     expected = {file.name: file.read_bytes() for file in (folder / "whole").iterdir()}
     resumed = 0

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shoal.data.order import ORDER_VERSION, Order
+from shoal.data.order import ORDER_VERSION, Order, stable_argsort
 
 
 def blocks_of(num_rows: int, rows_per_block: int, first: int = 0) -> NDArray[np.int64]:
@@ -141,3 +141,9 @@ def test_slices_join_to_the_global_batch_at_every_world_size(order: Order, batch
     for size in range(1, 8):
         cuts = [start + batch * rank // size for rank in range(size + 1)]
         assert [row for lo, hi in pairwise(cuts) for row in order.ids(lo, hi).tolist()] == whole
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=300), st.integers(0, 63))
+def test_the_sort_is_the_stable_one(words: list[int], shift: int) -> None:
+    array = np.array(words, np.uint64) >> np.uint64(shift)  # the further, the more are alike
+    np.testing.assert_array_equal(stable_argsort(array), np.argsort(array, kind="stable"))

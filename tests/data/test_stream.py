@@ -171,8 +171,29 @@ def test_damage_reaches_the_consumer_each_time_and_holds_the_position(
         assert batches.position == position
 
 
+def test_several_batches_are_read_at_a_time_and_damage_stays_where_it_is(
+    path: Path, damage: Callable[[Path, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stream(DataSet.open(path), batch=5) as batches:
+        whole = [next(batches) for _ in range(60)]
+    assert {batch.images.untyped_storage().nbytes() // batch.images.nbytes for batch in whole} >= {1, 2, 4, 8}
+    damage(path / "shard-00000.arrow", 1500)
+
+    def until_damaged(read_bytes: int) -> list[list[int]]:
+        monkeypatch.setattr("shoal.data.stream.READ_BYTES", read_bytes)
+        got: list[list[int]] = []
+        with stream(DataSet.open(path), batch=5) as batches, pytest.raises(DataError, match="has xxh3"):
+            got.extend(batch.ids.tolist() for batch in batches)  # keeps what came before the error
+        return got
+
+    together, alone = until_damaged(1 << 20), until_damaged(1)
+    assert together == alone == [batch.ids.tolist() for batch in whole[: len(alone)]]
+    assert len(alone) < 30  # an epoch
+
+
 def test_the_next_window_is_asked_for_when_one_begins(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[set[int]] = []
+    monkeypatch.setattr("shoal.data.stream.READ_BYTES", 1)  # batch by batch, and no read spans a whole window
     monkeypatch.setattr(DataSet, "prefetch", lambda self, ids: asked.append({*(ids // 16).tolist()}))
     with stream(dataset, batch=5) as batches:  # no window is shorter, so that each is where some batch ends
         ids = [next(batches).ids.tolist() for _ in range(120)]  # four epochs

@@ -78,5 +78,5 @@ def test_damage_that_one_rank_meets_is_told_to_all(
     size: int, family: str, by: str, told: dict[int, list[Told]]
 ) -> None:
     for rank in told[size]:
-        assert rank[family][f"{by}, damaged"].startswith("DataError: ")
+        assert rank[family][f"{by}, damaged"].startswith("DamagedBlockError: ")
         assert "block 1 of" in rank[family][f"{by}, damaged"]

@@ -64,6 +64,11 @@ class DataSet:
         # Where row 0 would lie if all rows lay as those of the block do: a row's address is one look-up and one sum.
         self._row_0 = np.full(len(self._table), UNKNOWN, np.int64)
         self._labels: Labels | None = None
+        # All blocks of a split but its last hold equally many rows: within one, a row's block is a quotient.
+        self._spans = [
+            (split.first, split.first + split.rows, int(np.searchsorted(self._table.first, split.first)))
+            for split in manifest.splits.values()
+        ]
 
     @classmethod
     def open(cls, path: str | Path | Location, cache: BlockCache | None = None) -> Self:
@@ -204,6 +209,10 @@ class DataSet:
     def _blocks_of(self, ids: Ids) -> Ids:
         if len(ids) and ids.view(np.uint64).max() >= self._num_rows:  # seen so, an id below 0 is beyond all rows
             raise IndexError(f"ids {ids.min()}..{ids.max()} of a data set of {self._num_rows} rows")
+        lowest, highest = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+        for first, stop, first_block in self._spans:
+            if first <= lowest and highest < stop:
+                return (ids - first) // self.manifest.rows_per_block + first_block
         return self._table.first[1:].searchsorted(ids, "right")
 
     # Both write rows ``ids`` to ``out[where]``. Row ids[i] lies in block number blocks[which[i]], held[which[i]].

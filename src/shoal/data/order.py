@@ -103,14 +103,25 @@ class Order:
         return self._epoch[1], self._epoch[2]
 
     def _permutation(self, purpose: str, epoch: int, num: int) -> Ids:
-        words = self._words(purpose, epoch, num)
-        # A third of the stable sort's time; they differ where two words are equal, which may never have happened yet.
-        order = np.argsort(words)
-        ranked = words[order]
-        return np.argsort(words, kind="stable") if (ranked[1:] == ranked[:-1]).any() else order
+        return stable_argsort(self._words(purpose, epoch, num))
 
     def _words(self, purpose: str, epoch: int, num: int) -> NDArray[np.uint64]:
         # Raw Philox words and their order are fixed by their definitions; Generator.permutation's stream is not.
         name = f"shoal.order/{ORDER_VERSION}/{self.fingerprint}/{self.seed}/{epoch}/{purpose}"
         key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
         return np.random.Philox(key=key).random_raw(num)
+
+
+def stable_argsort(words: NDArray[np.uint64]) -> Ids:
+    """Return ``np.argsort(words, kind="stable")``, int64 [n], in a tenth of the time where the words are random."""
+    # Places take the room of the low bits, and one sort of plain integers carries them along. Words that are alike in
+    # all other bits would come in the order of their places: rare, and then it is done the slow way.
+    bits = np.uint64(max(1, (len(words) - 1).bit_length()))
+    places = (np.uint64(1) << bits) - np.uint64(1)
+    packed = (words & ~places) | np.arange(len(words), dtype=np.uint64)
+    packed.sort()
+    high = packed >> bits
+    if (high[1:] == high[:-1]).any():
+        return np.argsort(words, kind="stable")
+    packed &= places
+    return packed.view(np.int64)

@@ -1,11 +1,8 @@
 """Mend a damaged data set: get again what is damaged, compare it with the manifest, put it in place by a rename."""
 
-import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import groupby
@@ -21,10 +18,9 @@ from shoal.data.origin import Origin, is_data_set, open_origin
 from shoal.data.shard_file import ShardFile
 from shoal.data.shard_writer import ShardWriter
 from shoal.data.verify import BytesDone, Problem, compare, record_problems, shard_problems
+from shoal.data.workshop import put, workshop
 from shoal.errors import DataError
-from shoal.files import sync_directory, temporary_beside
 from shoal.storage.location import Location
-from shoal.storage.locks import held, tried
 
 
 @dataclass
@@ -100,7 +96,7 @@ class _Work:
     def mend(self, damaged: set[str], is_of_copy: bool) -> Repair:
         """Mend the files of these names, and the manifest and the record where they need it."""
         listed = self._manifest
-        with _workshop(self._location) as folder:
+        with workshop(self._location) as folder:
             first = first_block = 0
             for shard in listed.shards:
                 if shard.path in damaged:
@@ -133,13 +129,13 @@ class _Work:
                 stack.callback(own.close)
             wrong = set(range(len(shard.blocks))) if own is None else _wrong_blocks(own)
             if len(wrong) == len(shard.blocks) and self._fetched(shard, first, folder):
-                self._put(folder / shard.path, shard.path)
+                put(folder / shard.path, self._location / shard.path)
                 return f"copied from {self._origin().name}"
             made = self._rebuilt(shard, first_block, folder, own, wrong)
         problems = [] if made is None else self._problems(made, first, folder)
         if made is None or problems:
             raise DataError(self._other("rows", problems[0].what if problems else "it has none"))
-        self._put(folder / made.path, shard.path)
+        put(folder / made.path, self._location / shard.path)
         if (made.bytes, made.xxh3) != (shard.bytes, shard.xxh3):
             entry = made.model_copy(update={"path": shard.path})
             shards = tuple(entry if one is shard else one for one in self._manifest.shards)
@@ -153,7 +149,7 @@ class _Work:
         if len(labels) != self._manifest.num_rows or hash_labels(labels) != entry.rows_xxh3:
             raise DataError(self._other("labels", f"its {len(labels):,} are not the {self._manifest.num_rows:,}"))
         made = write_labels(folder, labels)
-        self._put(folder / made.path, entry.path)
+        put(folder / made.path, self._location / entry.path)
         self._manifest = self._manifest.model_copy(update={"labels": made.model_copy(update={"path": entry.path})})
         return f"had again from {self._origin().name}"
 
@@ -221,16 +217,6 @@ class _Work:
         # The blocks that it is to have, so that it is compared with them.
         return writer.shards[0].model_copy(update={"blocks": shard.blocks, "rows": shard.rows})
 
-    def _put(self, file: Path, name: str) -> None:
-        """Let a file, which is whole, take its place."""
-        if self._location.local is None:
-            (self._location / name).upload(file)
-            return
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-        file.replace(self._location.local / name)
-        sync_directory(self._location.local)
-
     def _other(self, what: str, difference: str) -> str:
         name, excuse = self._origin().name, self._origin().excuse
         return f"{name} does not give the {what} that were imported ({difference}): {excuse}; nothing of it was used"
@@ -250,25 +236,3 @@ def _same(one: Location, other: Location) -> bool:
     if one.local is None or other.local is None:
         return one == other
     return one.local.resolve() == other.local.resolve()
-
-
-@contextmanager
-def _workshop(location: Location) -> Iterator[Path]:
-    """Give a folder to make files in: for a local data set inside it, so that a rename puts them in place.
-
-    What repairs that were killed have left there is removed.
-    """
-    if location.local is None:
-        with tempfile.TemporaryDirectory(prefix="shoal-repair-") as folder:
-            yield Path(folder)
-        return
-    for left in location.local.glob(".repair.*.tmp"):
-        with tried(left / "lock") as nobody:
-            if nobody:
-                shutil.rmtree(left, ignore_errors=True)
-    workshop = temporary_beside(location.local / "repair")
-    try:
-        with held(workshop / "lock"):
-            yield workshop
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)

@@ -24,10 +24,12 @@ from shoal.errors import DataError
 
 Ids = NDArray[np.int64]
 
-PREFETCHED_BATCHES = 3
+PREFETCHED_READS = 3
+READ_BYTES = 4 << 20
+"""So many pixels are read at a time: the hand-over between threads costs as much as a small batch does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawBatch:
     """One rank's rows of global batch ``index``.
 
@@ -94,7 +96,11 @@ class Stream:
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         # One worker: batches are read in order, and the order's caches have one user.
         self._reader = ThreadPoolExecutor(1, "shoal-stream", *_on_this_device(self._pin))
-        self._ahead: deque[Future[RawBatch]] = deque()
+        self._ahead: deque[Future[list[RawBatch | DataError]]] = deque()
+        self._ready: deque[RawBatch | DataError] = deque()  # the batches of the read that was ahead of all others
+        small = dataset.manifest.encoding == "raw"
+        self._most_per_read = max(1, READ_BYTES // (len(self._rows) * dataset.manifest.row_bytes)) if small else 1
+        self._begin_at(position // batch)
         self._closed = False
         self._read_ahead()
 
@@ -160,9 +166,8 @@ class Stream:
     def __next__(self) -> RawBatch:
         """Return the next batch. Raises what went wrong while reading it, again at every further call."""
         batch = self._head()
-        self._ahead.popleft()
+        self._ready.popleft()
         self._position += self.batch
-        self._read_ahead()
         return batch
 
     def ready(self) -> None:
@@ -180,7 +185,9 @@ class Stream:
             future.cancel()
         wait(self._ahead)
         self._ahead.clear()
+        self._ready.clear()
         self._quarantine = quarantine
+        self._begin_at(self._position // self.batch)
         self._read_ahead()
 
     def close(self) -> None:
@@ -188,6 +195,7 @@ class Stream:
         self._closed = True
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
+        self._ready.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -200,31 +208,56 @@ class Stream:
     def _head(self) -> RawBatch:
         if self._closed:
             raise RuntimeError("the stream is closed")
-        return self._ahead[0].result()  # left in place until it is good, so that a failed batch is never skipped
+        if not self._ready:
+            self._ready.extend(self._ahead[0].result())
+            self._ahead.popleft()
+            self._read_ahead()
+        batch = self._ready[0]  # left in place until it is good, so that a failed batch is never skipped
+        if isinstance(batch, DataError):
+            raise batch
+        return batch
+
+    def _begin_at(self, index: int) -> None:
+        self._next_read, self._per_read = index, 1  # the first batch is to be there soon
 
     def _read_ahead(self) -> None:
-        while len(self._ahead) < PREFETCHED_BATCHES:
-            self._ahead.append(self._reader.submit(self._read, self._position // self.batch + len(self._ahead)))
+        while len(self._ahead) < PREFETCHED_READS:
+            self._ahead.append(self._reader.submit(self._read, self._next_read, self._per_read))
+            self._next_read += self._per_read
+            self._per_read = min(2 * self._per_read, self._most_per_read)
 
-    def _read(self, index: int) -> RawBatch:
-        start = index * self.batch
-        window = self._order.window_at(start + self.batch - 1)
+    def _read(self, index: int, num: int) -> list[RawBatch | DataError]:
+        """Read some global batches; where that fails, one by one: an error stands in the place of its batch."""
+        try:
+            return list(self._read_together(index, num))
+        except DataError as error:
+            return [error] if num == 1 else [batch for i in range(num) for batch in self._read(index + i, 1)]
+
+    def _read_together(self, index: int, num: int) -> list[RawBatch]:
+        start, rows = index * self.batch, len(self._rows)
+        stop = start + num * self.batch
+        window = self._order.window_at(stop - 1)
         if window != self._window:
             self._window = window
             self.dataset.prefetch(self._quarantine.replace(self._order.heads_after(*window), start))
-        ids = self._order.ids(start + self._rows.start, start + self._rows.stop)
-        ids = self._quarantine.replace(ids, start)
-        images = self._fetch(ids)
+        batches = self._order.ids(start, stop).reshape(num, self.batch)[:, self._rows.start : self._rows.stop]
+        if self._quarantine.entries:
+            replaced = (self._quarantine.replace(ids, start + i * self.batch) for i, ids in enumerate(batches))
+            batches = np.stack(list(replaced))
+        ids = batches.reshape(-1)
+        images = self._fetch(ids).view(num, rows, *self.dataset.shape).unbind()
         found = self.dataset.labels_at(ids)
-        labels = None if found is None else torch.from_numpy(found.astype(np.int64))
-        return RawBatch(index, images, labels.pin_memory() if labels is not None and self._pin else labels, ids)
+        labels: Sequence[Tensor | None] = [None] * num
+        if found is not None:
+            every = torch.from_numpy(found.astype(np.int64)).view(num, rows)
+            labels = (every.pin_memory() if self._pin else every).unbind()
+        numbers = range(index, index + num)
+        return [RawBatch(*piece) for piece in zip(numbers, images, labels, ids.reshape(num, rows), strict=True)]
 
     def _fetch(self, ids: Ids) -> Tensor:
-        if not self._pin:
-            return torch.from_numpy(self.dataset.fetch(ids))  # which spares a copy that an output of ours would take
-        # A fresh tensor per batch: torch's allocator hands the same pages out again once no copy to the device reads
-        # them, which a ring of our own would have to track.
-        images = torch.empty((len(ids), *self.dataset.shape), dtype=torch.uint8, pin_memory=True)
+        # Fresh memory each time: torch's allocators hand the same out again, and the pinned one waits for copies to the
+        # device that still read it, which a ring of our own would have to track.
+        images = torch.empty((len(ids), *self.dataset.shape), dtype=torch.uint8, pin_memory=self._pin)
         self.dataset.fetch(ids, out=images.numpy())
         return images
 

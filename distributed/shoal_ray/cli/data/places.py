@@ -4,12 +4,12 @@ from pathlib import Path
 
 from shoal.errors import DataError
 from shoal.storage.location import Location
-from shoal_ray.cli.paths import expanded
+from shoal_ray.cli.paths import expanded, located
 
 
 def data_set(text: str) -> Location:
     """Return where a data set is: a path, with ``~`` resolved, or a URI. Raises StorageError for what is neither."""
-    return Location.parse(text if "://" in text else expanded(Path(text)).absolute())
+    return located(text)
 
 
 def local(text: str, what: str) -> Path:

@@ -41,8 +41,8 @@ _WITHOUT_TRACE = {"download_to", "may_install", "notice"}  # options that don't 
 
 def import_data(
     kind: str,
-    src: Path | None,
-    out: Path,
+    src: Path | str | None,
+    out: Path | str,
     *,
     jobs: int = 1,
     limit: int | None = None,
@@ -59,7 +59,8 @@ def import_data(
     of its own out unless ``test_fraction`` says so. Raises DataError for an unknown kind, an option that the importer
     does not take, and whatever the importer refuses.
     """
-    out = out.absolute()
+    out = Path(out).absolute()
+    src = None if src is None else Path(src)
     if kind in IMPORTERS:
         check_destination(out)
     shares = parse_shares(split) if isinstance(split, str) else None if split is None else Shares(split)

@@ -26,7 +26,7 @@ Notice = Callable[[str], None]
 
 def run_import(
     source: Source,
-    out: Path,
+    out: Path | str,
     *,
     jobs: int = 1,
     limit: int | None = None,
@@ -51,7 +51,7 @@ def run_import(
     Raises DataError for a destination that exists, a split without rows, rows that do not fit, an interrupted import by
     another command, a process that was killed (ReaderLostError), and what the source raises.
     """
-    out = out.absolute()
+    out = Path(out).absolute()
     check_destination(out)
     if jobs < 1:
         raise DataError(f"--jobs {jobs} must be at least 1, the number of processes that read images")
