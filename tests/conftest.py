@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 from numpy.typing import NDArray
+from tests.storage.s3 import s3, s3_port  # noqa: F401 - fixtures
 
 from shoal.checkpoint import Checkpoint, directory_name
 from shoal.config import RunConfig, build_config, with_overrides
@@ -20,7 +21,6 @@ from shoal.loop import Tick, train
 from shoal.objectives import OBJECTIVES
 from shoal.run import Run
 from shoal.world import World
-from tests.storage.s3 import s3, s3_port  # noqa: F401 - fixtures
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -25,8 +25,8 @@ from shoal.objectives import Autoencoder, Batch, Scalars, register
 from shoal.objectives.autoencoder import AutoencoderConfig
 from shoal.pixels import to_float
 from shoal.run import Run
-from shoal.storage.location import Location
 from shoal.state import State, build_objective
+from shoal.storage.location import Location
 from shoal.world import World
 
 Tiny = Callable[..., RunConfig]

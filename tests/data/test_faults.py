@@ -192,7 +192,7 @@ def _read_all(path: Path, images: list[bytes], labels: NDArray[np.int32]) -> Non
         with suppress(DataError):
             assert _rows(dataset, range(row, row + 1)) == images[row : row + 1]
     with suppress(DataError):
-        assert np.array_equal(dataset.labels_at(np.arange(len(images))), labels)
+        np.testing.assert_array_equal(dataset.labels_at(np.arange(len(images))), labels)
 
 
 def _finds(path: Path) -> bool:

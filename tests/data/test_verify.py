@@ -142,7 +142,8 @@ def test_a_file_that_gets_shorter_while_it_is_read(path: Path, monkeypatch: pyte
 
 
 def test_damage_that_was_not_there_on_a_second_look_is_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    column, failed = ShardFile.column, []
+    column = ShardFile.column
+    failed: list[int] = []
 
     def fails_once(self: ShardFile, index: int, message: bytes) -> pa.Array:
         if not failed:

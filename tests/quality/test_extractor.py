@@ -42,6 +42,12 @@ def seen(extractor: Extractor, data: DataSet, num: int = 20) -> Tensor:
 # --- training ----------------------------------------------------------------------------------------------------
 
 
+def kept_at(extractor: Extractor, data: DataSet) -> Path:
+    path = keep(extractor, data).local
+    assert path is not None
+    return path
+
+
 def test_a_classifier_learns_the_classes(classifier: Extractor, corner_data: DataSet) -> None:
     facts = classifier.facts
     assert facts.accuracy == 1.0
@@ -126,13 +132,13 @@ def test_the_distance_rises_with_noise_blur_and_dropped_classes(classifier: Extr
 
 
 def test_what_is_kept_comes_back(classifier: Extractor, data: DataSet) -> None:
-    path = keep(classifier, data)
+    path = kept_at(classifier, data)
     assert path == data.path / "extractors" / f"classifier-{classifier.facts.hash}"
     assert sorted(file.name for file in path.iterdir()) == ["extractor.json", "weights.safetensors"]
     found = read(path, data)
     assert found.facts == classifier.facts
     assert torch.equal(seen(found, data), seen(classifier, data))
-    assert keep(classifier, data) == path  # once more changes nothing
+    assert kept_at(classifier, data) == path  # once more changes nothing
     told = json.loads((path / "extractor.json").read_text())
     assert told["fingerprint"] == data.fingerprint
     assert set(told["versions"]) == {"shoal", "torch"}
@@ -223,7 +229,7 @@ def write_again(tmp_path: Path) -> Callable[[int], DataSet]:
 def test_a_damaged_extractor_is_refused_and_can_be_made_again(
     damage: str, classifier: Extractor, data: DataSet, tmp_path: Path
 ) -> None:
-    path = keep(classifier, data)
+    path = kept_at(classifier, data)
     weights, facts = path / "weights.safetensors", path / "extractor.json"
     content, told = weights.read_bytes(), json.loads(facts.read_text())
     match damage:
@@ -234,7 +240,7 @@ def test_a_damaged_extractor_is_refused_and_can_be_made_again(
         case "missing":
             weights.unlink()
         case "other weights":
-            weights.write_bytes((keep(random_extractor(data.shape), data) / "weights.safetensors").read_bytes())
+            weights.write_bytes((kept_at(random_extractor(data.shape), data) / "weights.safetensors").read_bytes())
         case "no json":
             facts.write_text(facts.read_text()[:50])
         case "wrong kind":
@@ -248,7 +254,7 @@ def test_a_damaged_extractor_is_refused_and_can_be_made_again(
 
 
 def test_a_newer_format_is_refused_by_name(classifier: Extractor, data: DataSet) -> None:
-    path = keep(classifier, data)
+    path = kept_at(classifier, data)
     told = json.loads((path / "extractor.json").read_text())
     (path / "extractor.json").write_text(json.dumps(told | {"version": 2}))
     with pytest.raises(DataError, match="newer Shoal"):

@@ -33,13 +33,13 @@ FORMAT_VERSION = 1
 """Read: this and every older one. A newer one is refused by name."""
 
 
-def keep(extractor: Extractor, data: DataSet) -> Path | Location:
+def keep(extractor: Extractor, data: DataSet) -> Location:
     """Write an extractor beside its data set, whole or not at all; return its directory."""
     place = data.location / FOLDER / extractor.facts.directory_name
     if place.exists():  # the same weights, unless they were damaged
         try:
             read(place, data)
-            return place.local or place
+            return place
         except DataError:
             place.delete()
     weights = save({name: tensor.cpu().contiguous() for name, tensor in extractor.net.state_dict().items()})
@@ -51,7 +51,7 @@ def keep(extractor: Extractor, data: DataSet) -> Path | Location:
     with atomic_directory(place.local) as folder:
         (folder / WEIGHTS).write_bytes(weights)
         (folder / FACTS).write_text(facts)
-    return place.local
+    return place
 
 
 def read(path: str | Path | Location, data: DataSet) -> Extractor:
