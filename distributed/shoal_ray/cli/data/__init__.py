@@ -2,9 +2,9 @@
 
 import typer
 
-from shoal_ray.cli.data import exporting, importing, info, repairing, verifying
+from shoal_ray.cli.data import copying, exporting, importing, info, repairing, verifying
 
-app = typer.Typer(help="Import, show, verify, repair and export data sets.", no_args_is_help=True)
+app = typer.Typer(help="Import, show, verify, repair, copy and export data sets.", no_args_is_help=True)
 
-for command in (importing, info, verifying, repairing, exporting):
+for command in (importing, info, verifying, repairing, copying, exporting):
     command.register(app)

@@ -15,5 +15,7 @@ def data_set(text: str) -> Location:
 def local(text: str, what: str) -> Path:
     """Return a path, with ``~`` resolved. Raises DataError for a URI."""
     if "://" in text and not text.startswith("file://"):
-        raise DataError(f"{what} {text} is not on this machine; give a local path, and copy from there or to there")
+        raise DataError(
+            f"{what} {text} is not on this machine; give a local path; `shoal data copy` brings data sets from there and to there"
+        )
     return expanded(Path(text.removeprefix("file://")))
