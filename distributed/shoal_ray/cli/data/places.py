@@ -16,6 +16,6 @@ def local(text: str, what: str) -> Path:
     """Return a path, with ``~`` resolved. Raises DataError for a URI."""
     if "://" in text and not text.startswith("file://"):
         raise DataError(
-            f"{what} {text} is not on this machine; give a local path: `shoal data copy` brings data sets there and back"
+            f"{what} {text} is not on this machine; give a local path: `shoal data copy` brings data there and back"
         )
     return expanded(Path(text.removeprefix("file://")))
