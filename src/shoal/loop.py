@@ -9,6 +9,7 @@ from shoal.checkpoint import Checkpoint
 from shoal.config import RunConfig, build_config
 from shoal.data import DataSet, check_state
 from shoal.data.balance import quotas_of
+from shoal.data.mixing import mixing_caution
 from shoal.errors import ConfigError, DataError
 from shoal.quality.held_out import held_out_split, num_measured
 from shoal.run import Run, refuse_changes
@@ -107,7 +108,9 @@ def check(config: RunConfig, data: DataSet, workers: int) -> list[str]:
             check_change(config.at(at - 1), config.at(at), data.shape, data.num_classes)
         except ConfigError as error:
             raise ConfigError(f"changes at sample {at}: {error}") from None
-    return objective.cautions(config.batch)
+    cautions = objective.cautions(config.batch)
+    mixing = mixing_caution(data, config.data.split, config.data.window_blocks)
+    return cautions if mixing is None else [*cautions, mixing]
 
 
 def refuse_unlabelled(data: DataSet, split: str) -> None:

@@ -255,9 +255,11 @@ class Stream:
         return [RawBatch(*piece) for piece in zip(numbers, images, labels, ids.reshape(num, rows), strict=True)]
 
     def _fetch(self, ids: Ids) -> Tensor:
-        # Fresh memory each time: torch's allocators hand the same out again, and the pinned one waits for copies to the
-        # device that still read it, which a ring of our own would have to track.
-        images = torch.empty((len(ids), *self.dataset.shape), dtype=torch.uint8, pin_memory=self._pin)
+        if not self._pin:
+            return torch.from_numpy(self.dataset.fetch(ids))  # torch's aligned memory leaves holes in a thread's heap
+        # Fresh memory each time: torch hands the same out again once no copy to the device reads it any more, which a
+        # ring of our own would have to track.
+        images = torch.empty((len(ids), *self.dataset.shape), dtype=torch.uint8, pin_memory=True)
         self.dataset.fetch(ids, out=images.numpy())
         return images
 
