@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from tests.processes import DEADLINE_SEC, wait_until
 
-from shoal_ray.warm import SOCKET_VARIABLE
-
 STAND_IN = [sys.executable, "-m", "shoal_ray.warm"]
 
 
@@ -38,8 +36,8 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def start(nursery: Path, script: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
     """Start a worker as Ray does."""
     return subprocess.Popen(
-        [*STAND_IN, "-u", str(script), *words],
-        env=os.environ | {SOCKET_VARIABLE: str(nursery)} | environment,
+        [*STAND_IN, "--by", str(nursery), "-u", str(script), *words],
+        env=os.environ | environment,
         cwd=script.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -121,3 +119,14 @@ def test_without_a_nursery_the_worker_starts_as_usual(tmp_path: Path) -> None:
 def test_the_nursery_has_no_thread_that_a_fork_would_miss(nursery: Path, tmp_path: Path) -> None:
     process = start(nursery, write(tmp_path, "import threading\nprint(threading.active_count())\n"))
     assert process.communicate(timeout=DEADLINE_SEC)[0] == "1\n"
+
+
+def test_a_process_has_one_nursery_and_hands_it_to_nobody(tmp_path: Path) -> None:
+    ask = "from shoal_ray.warm import begin; print(begin() == begin(), begin().split()[-1])"
+    mine, inner = (
+        subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+        for text in (ask, f"import subprocess, sys; {ask}; subprocess.run([sys.executable, '-c', {ask!r}], check=True)")
+    )
+    assert mine[0] == "True"
+    assert inner[0::2] == ["True", "True"]
+    assert len({mine[1], *inner[1::2]}) == 3

@@ -19,11 +19,12 @@ if TYPE_CHECKING:  # what is imported up here is paid for by every worker
     import subprocess
     from collections.abc import Iterator
 
-SOCKET_VARIABLE = "SHOAL_NURSERY"
 ANSWER_SEC = 60.0
 """How long a worker waits for a nursery that is still importing."""
 
-_held: "list[subprocess.Popen[bytes]]" = []
+_nurseries: "dict[str, subprocess.Popen[bytes]]" = {}
+"""That this process has started, by the path of its socket: one at most."""
+
 LENGTH = struct.Struct("!Q")
 PRELOADED = (
     "torch._dynamo",  # which every optimizer imports
@@ -48,34 +49,31 @@ def begin() -> str:
 
     It ends with this process and the last worker, whichever is later.
     """
+    import shlex
     import subprocess
     import tempfile
     from pathlib import Path
 
-    if SOCKET_VARIABLE not in os.environ:
-        path = Path(tempfile.mkdtemp(prefix="shoal-"), "nursery")
-        os.environ[SOCKET_VARIABLE] = str(path)
-        _held.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "shoal_ray.warm", "--serve", str(path)],
-                stdin=subprocess.PIPE,  # never written to: its end tells of this process's
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the driver's to hear
-            )
+    if not _nurseries:
+        path = str(Path(tempfile.mkdtemp(prefix="shoal-"), "nursery"))
+        _nurseries[path] = subprocess.Popen(
+            [sys.executable, "-m", "shoal_ray.warm", "--serve", path],
+            stdin=subprocess.PIPE,  # never written to: its end tells of this process's
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the driver's to hear
         )
-    return f"{sys.executable} -m shoal_ray.warm"
+    return shlex.join([sys.executable, "-m", "shoal_ray.warm", "--by", next(iter(_nurseries))])
 
 
 # --- the process that Ray starts --------------------------------------------------------------------------------------
 
 
-def stand_in(arguments: list[str]) -> NoReturn:
-    """Have the nursery fork a worker with these arguments, wait for it, and end as it ends."""
-    path = os.environ.get(SOCKET_VARIABLE)
+def stand_in(path: str, arguments: list[str]) -> NoReturn:
+    """Have the nursery at ``path`` fork a worker with these arguments, wait for it, and end as it ends."""
     try:
         line = socket.socket(socket.AF_UNIX)
         line.settimeout(ANSWER_SEC)
-        line.connect(path or "")
+        line.connect(path)
         request = {"arguments": arguments, "environment": dict(os.environ), "directory": os.getcwd()}  # noqa: PTH109  # see the imports
         payload = json.dumps(request).encode()
         socket.send_fds(line, [LENGTH.pack(len(payload))], [0, 1, 2])
@@ -233,4 +231,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         serve(sys.argv[2])
     else:
-        stand_in(sys.argv[1:])
+        stand_in(sys.argv[2], sys.argv[3:])
