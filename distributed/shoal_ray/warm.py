@@ -1,4 +1,4 @@
-"""Worker processes by forking one that has imported everything: a tenth of a second instead of five.
+"""Worker processes by forking one that has imported torch, instead of importing it in each.
 
 Every Ray worker imports torch first, which is most of what a search of small models on one machine waits for. Here one
 process imports it once (the *nursery*, started by the driver). Ray is told, by ``py_executable``, to start its workers
@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:  # what is imported up here is paid for by every worker
@@ -126,14 +127,14 @@ def serve(path: str) -> None:
                 selector.unregister(0)
                 selector.unregister(listener)
                 listener.close()
-            elif key.fileobj is listener:
+            elif key.fileobj is listener and driver_lives:
                 line, _ = listener.accept()
                 if pid := _fork(line, listener):
                     watch = os.pidfd_open(pid)
                     children[watch] = pid, line
                     selector.register(watch, selectors.EVENT_READ, None)
                     selector.register(line, selectors.EVENT_READ, watch)
-            elif key.data is None:  # a worker has ended
+            elif key.data is None and key.fileobj is not listener:  # a worker has ended
                 watch = key.fd
                 if watch in children:
                     pid, line = children.pop(watch)
@@ -149,8 +150,6 @@ def serve(path: str) -> None:
 
 
 def _tell(line: socket.socket, status: int) -> None:
-    from contextlib import suppress
-
     with suppress(OSError), line:
         line.sendall(LENGTH.pack(status if status >= 0 else 128 - status))
 
@@ -171,7 +170,8 @@ def _fork(line: socket.socket, listener: socket.socket) -> int | None:
         _work(request, streams)
     for stream in streams:
         os.close(stream)
-    line.sendall(LENGTH.pack(pid))
+    with suppress(OSError):  # who asked may be gone; then its line ends, and so does the fork
+        line.sendall(LENGTH.pack(pid))
     return pid
 
 
