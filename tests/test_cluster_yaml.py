@@ -95,7 +95,7 @@ def test_asks_for_the_pythons_of_pyproject(
 @pytest.mark.parametrize("role", ["head", "worker"])
 def test_starts_a_node_that_is_closed_to_strangers_and_quick_to_be_missed(role: str, cluster: dict[str, Any]) -> None:
     commands = cluster[f"{role}_start_ray_commands"]
-    assert commands[0] == "ray stop"
+    assert commands[:2] == ["ray stop --grace-period=30", "ray stop --force"]
     environment = node_environment(commands[-1])
     assert environment["RAY_AUTH_MODE"] == "token"
     assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from shoal.compare import Measures, Row, Score, better, compare, read_measures
+from shoal.compare import Measures, Row, Score, compare, read_measures
 from shoal.contact_sheet import columns_of, contact_sheet, label
 from shoal.data import DataSet
 from shoal.differences import ABSENT, differences, names_of, read_flags, read_values
@@ -19,6 +19,7 @@ from shoal.errors import RunError
 from shoal.loop import Tick
 from shoal.model import Model, load_model
 from shoal.pixels import to_uint8
+from shoal.quality.better import better
 from shoal.run import Run
 
 MakeRun = Callable[..., Run]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from shoal import session
+from shoal import worker_stats
 from shoal.checkpoint import Checkpoint, directory_name
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream
@@ -94,7 +94,7 @@ def test_no_pictures_when_none_are_asked_for(make_run: MakeRun, finish: Finish) 
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("autoencoder", {"loss/reconstruction", "optim/lr", "speed/samples_per_sec"}),
+        ("autoencoder", {"loss/reconstruction", "optim/lr", "speed/samples_per_sec", "speed/data_wait_share"}),
         (
             "gan",
             {
@@ -105,6 +105,7 @@ def test_no_pictures_when_none_are_asked_for(make_run: MakeRun, finish: Finish) 
                 "optim/lr_discriminator",
                 "optim/lr_generator",
                 "speed/samples_per_sec",
+                "speed/data_wait_share",
             },
         ),
     ],
@@ -134,7 +135,7 @@ def test_the_speed_is_that_of_training_not_of_whoever_listens(
         now += 2
         return False
 
-    monkeypatch.setattr(session, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(worker_stats, "time", SimpleNamespace(perf_counter=lambda: now))
     run = make_run("autoencoder", "report.every_samples=40")
     for tick in train(run, World.local("cpu"), should_stop=step_takes_two_seconds):
         assert tick.scalars["speed/samples_per_sec"] == 10

@@ -1,6 +1,5 @@
-import errno
 import json
-import os
+import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -11,10 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 
-from shoal.checkpoint import Checkpoint, directory_name, read
-from shoal.errors import StorageError
+from shoal.checkpoint import Checkpoint, directory_name, saved
 from shoal.execute import Outcome, execute
 from shoal.loop import Tick
 from shoal.recorder import Recorder, last_row, newest_picture, save_png
@@ -42,6 +39,14 @@ def samples_of(run: Run) -> list[int]:
     return [row["samples"] for row in run.metrics()]
 
 
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """Return the rows, without the time that they were written at, which is now."""
+    rows = run.metrics()
+    for row in rows:
+        assert abs(row.pop("time", time.time()) - time.time()) < 600
+    return rows
+
+
 def temporary_files(run: Run) -> list[Path]:
     return [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
@@ -53,10 +58,10 @@ def test_a_row_per_tick_is_on_the_disk_at_once(make_run: MakeRun) -> None:
     run = make_run()
     with Recorder(run) as recorder:
         recorder.record(tick(20, x=1.5))
-        assert run.metrics() == [{"samples": 20, "loss/x": 1.5}]
+        assert rows_of(run) == [{"samples": 20, "loss/x": 1.5}]
         recorder.record(tick(40, x=0.1, y=1e-300))
-        assert run.metrics()[1] == {"samples": 40, "loss/x": 0.1, "loss/y": 1e-300}
-    assert last_row(run.path) == {"samples": 40, "loss/x": 0.1, "loss/y": 1e-300}
+        assert rows_of(run)[1] == {"samples": 40, "loss/x": 0.1, "loss/y": 1e-300}
+    assert last_row(run.path) == run.metrics()[1]
 
 
 def test_a_run_without_rows_has_no_last_one(make_run: MakeRun) -> None:
@@ -95,18 +100,29 @@ def test_garbage_among_the_rows_is_dropped_and_the_run_goes_on(make_run: MakeRun
     path.write_bytes(b'{"samples": 20, "loss/x": 0.1}\n{"samples": 40}\n' + garbage)
     with Recorder(run, samples=40) as recorder:
         recorder.record(tick(60))
-    assert run.metrics() == [{"samples": 20, "loss/x": 0.1}, {"samples": 40}, {"samples": 60}]
+    assert rows_of(run) == [{"samples": 20, "loss/x": 0.1}, {"samples": 40}, {"samples": 60}]
     assert path.read_bytes().count(b"\n") == 3
 
 
-def test_rows_that_are_all_right_are_left_alone(make_run: MakeRun) -> None:
+def test_whoever_was_cut_off_goes_on_with_a_file_that_nobody_reads(make_run: MakeRun) -> None:
     run = make_run()
-    with Recorder(run) as recorder:
-        recorder.record(tick(20, x=1 / 3, y=1e-300))
-    before = (run.path / "metrics.jsonl").stat()
-    Recorder(run, samples=20).__exit__(None, None, None)
-    after = (run.path / "metrics.jsonl").stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    with Recorder(run) as cut_off:
+        cut_off.record(tick(20, x=1 / 3, y=1e-300))
+        before = (run.path / "metrics.jsonl").read_bytes()
+        with Recorder(run, samples=20) as recorder:
+            assert (run.path / "metrics.jsonl").read_bytes() == before
+            cut_off.record(tick(40, x=9.0))
+            recorder.record(tick(40, x=1.0))
+            cut_off.record(tick(60, x=9.0))
+    assert rows_of(run)[1:] == [{"samples": 40, "loss/x": 1.0}]
+
+
+@pytest.mark.parametrize(("samples", "redone"), [(0, 60), (20, 40), (60, 0), (80, 0)])
+def test_it_says_how_much_is_done_again(make_run: MakeRun, samples: int, redone: int) -> None:
+    run = make_run()
+    (run.path / "metrics.jsonl").write_text("".join(f'{{"samples": {at}}}\n' for at in (20, 40, 60)))
+    with Recorder(run, samples=samples) as recorder:
+        assert recorder.redone == redone
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
@@ -197,7 +213,7 @@ def test_a_run_is_carried_out_and_told(make_run: MakeRun, newest: Newest) -> Non
     assert sinks[0].start == 0
     assert sinks[0].seen == samples_of(run)
     assert sinks[0].closed
-    assert [path.name for path in sorted(run.checkpoints.iterdir())] == [directory_name(160), directory_name(200)]
+    assert [path.name for path in saved(run.checkpoints)] == [directory_name(200), directory_name(160)]
     assert newest(run).samples == 200
 
 
@@ -282,149 +298,3 @@ def test_a_finished_run_is_left_as_it_is(make_run: MakeRun) -> None:
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert execute(run, ALONE) == Outcome(200, stopped=False)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
-
-
-# --- a full disk --------------------------------------------------------------------------------------------------
-
-
-class FullDisk:
-    """Lets ``room`` calls of fsync through, then none."""
-
-    def __init__(self, room: int) -> None:
-        self.calls = 0
-        self._room = room
-        self._sync = os.fsync
-
-    def __call__(self, handle: int) -> None:
-        self.calls += 1
-        if self.calls > self._room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._sync(handle)
-
-
-def full_run(make_run: MakeRun) -> Run:
-    return make_run(
-        "autoencoder", "duration_samples=80", "checkpoint.every_samples=40", "report.images_every_samples=40"
-    )
-
-
-@pytest.fixture
-def straight(make_run: MakeRun, newest: Newest) -> Mapping[str, Tensor]:
-    run = full_run(make_run)
-    execute(run, ALONE)
-    return newest(run).tensors()
-
-
-def refuse_half_written(run: Run) -> None:
-    assert temporary_files(run) == []
-    for path in run.checkpoints.glob("*"):
-        read(path)
-    for path in run.path.rglob("*.png"):
-        with Image.open(path) as image:
-            image.verify()
-    for line in (run.path / "metrics.jsonl").read_text().splitlines():
-        json.loads(line)
-
-
-def test_wherever_the_disk_fills_up_nothing_is_half_written_and_the_run_goes_on(
-    make_run: MakeRun,
-    newest: Newest,
-    differing: Differing,
-    straight: Mapping[str, Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counted, run = FullDisk(10**9), full_run(make_run)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", counted)
-        execute(run, ALONE)
-    assert counted.calls > 15
-    for room in range(counted.calls):
-        run = full_run(make_run)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", FullDisk(room))
-            with pytest.raises(
-                StorageError, match=r"No space left on device; make room or give another --out. --resum"
-            ):
-                execute(run, ALONE)
-        refuse_half_written(run)
-        assert execute(run, ALONE) == Outcome(80, stopped=False)
-        refuse_half_written(run)
-        assert samples_of(run) == [20, 40, 60, 80]
-        assert differing(newest(run).tensors(), straight) == []
-
-
-def test_a_full_disk_that_refuses_every_write_is_a_storage_error(make_run: MakeRun) -> None:
-    full = Path("/dev/full")
-    if not full.is_char_device():
-        pytest.skip("needs /dev/full")
-    run = full_run(make_run)
-    (run.path / "metrics.jsonl").symlink_to(full)
-    with pytest.raises(StorageError, match="No space left on device; make room or give another --out"):
-        execute(run, ALONE)
-    assert temporary_files(run) == []
-
-
-def test_a_disk_that_fills_up_under_the_tensors_is_a_storage_error(
-    make_run: MakeRun,
-    newest: Newest,
-    differing: Differing,
-    straight: Mapping[str, Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    write_bytes, large = Path.write_bytes, []
-
-    def full_the_second_time(self: Path, data: bytes) -> int:
-        large.append(self)
-        if len(large) < 2:
-            return write_bytes(self, data)
-        write_bytes(self, data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    run = full_run(make_run)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_the_second_time)
-        with pytest.raises(StorageError, match="No space left on device"):
-            execute(run, ALONE)
-    assert [path.suffix for path in large][:2] == [".safetensors"] * 2
-    refuse_half_written(run)
-    assert newest(run).samples == 40
-    execute(run, ALONE)
-    assert differing(newest(run).tensors(), straight) == []
-
-
-def test_a_disk_that_is_full_before_the_first_step_is_a_storage_error(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = full_run(make_run)
-    (run.path / "metrics.jsonl").write_text('{"samples": 20')  # a row that a kill cut off, to be cleared away
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", FullDisk(0))
-        with pytest.raises(StorageError, match="No space left on device"):
-            execute(run, ALONE)
-    assert (run.path / "metrics.jsonl").read_text() == '{"samples": 20'
-
-
-def test_a_sink_that_finds_the_disk_full_is_a_storage_error(make_run: MakeRun, newest: Newest) -> None:
-    class Full(SinkOf):
-        def write(self, tick: Tick) -> None:
-            if tick.samples > 40:
-                raise OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/tensorboard")
-
-    with pytest.raises(StorageError, match=r"cannot write /runs/tensorboard: Disk quota exceeded; make room"):
-        execute(full_run(make_run), ALONE, sinks=lambda samples: [Full(samples)])
-    run = full_run(make_run)
-    with pytest.raises(StorageError):
-        execute(run, ALONE, sinks=lambda samples: [Full(samples)])
-    assert newest(run).samples == 40
-
-
-def test_other_trouble_with_files_keeps_its_traceback(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(handle: int) -> None:
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    run = full_run(make_run)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", broken)
-        with pytest.raises(OSError, match="Bad file descriptor") as caught:
-            execute(run, ALONE)
-    assert not isinstance(caught.value, StorageError)

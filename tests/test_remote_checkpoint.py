@@ -10,7 +10,7 @@ import torch
 from tests.storage.faulty import Fault
 from tests.storage.s3 import S3
 
-from shoal import checkpoint
+from shoal import checkpoint, checkpoint_format
 from shoal.checkpoint import FORMAT_VERSION, STATE, TENSORS, NewerFormatError, directory_name, read, saved
 from shoal.errors import CheckpointError, StorageError
 from shoal.remote_checkpoint import fetch, find, is_at, names, prune, publish
@@ -187,7 +187,7 @@ def test_a_newer_format_is_not_passed_over(
 ) -> None:
     publish(write(made, 20), home / directory_name(20))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", FORMAT_VERSION + 1)
+        patch.setattr(checkpoint_format, "FORMAT_VERSION", FORMAT_VERSION + 1)
         publish(write(made, 40), home / directory_name(40))
     with pytest.raises(NewerFormatError, match="upgrade it"):
         find(home, folder)

@@ -118,9 +118,8 @@ def test_what_is_missing_or_odd_is_noted_or_passed_over(trained: Run) -> None:
     (trained.path / "checkpoints" / "²").mkdir()
     (trained.path / "environment.json").unlink()
     entry = describe(trained.path, "it")
-    assert entry.notes[0] == "no environment.json"
-    assert entry.notes[1].startswith("checkpoints: ")
-    assert (entry.losses, entry.measures, entry.measured_at, entry.samples) == ({"loss/c": 1}, {}, None, 0)
+    assert entry.notes == ("no environment.json",)
+    assert (entry.losses, entry.measures, entry.measured_at, entry.samples) == ({"loss/c": 1}, {}, None, 60)
     (trained.path / "config.yaml").unlink()
     (trained.path / "config.yaml").mkdir()
     assert describe(trained.path, "it").notes == ("config.yaml: Is a directory",)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal import checkpoint
+from shoal import checkpoint, checkpoint_format
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream
 from shoal.engine import Engine
@@ -233,7 +233,7 @@ def test_a_checkpoint_from_before_there_were_notes_has_none(tiny: Tiny, begin: B
     checkpoint.write(tmp_path / "old", session.tensors(), **session.facts())
     state = json.loads((tmp_path / "old" / "state.json").read_text())
     del state["notes"], state["xxh3"]
-    state["xxh3"] = checkpoint._digest(state)
+    state["xxh3"] = checkpoint_format._digest(state)
     (tmp_path / "old" / "state.json").write_text(json.dumps(state))
     assert checkpoint.read(tmp_path / "old").notes == {}
 

@@ -1,197 +1,66 @@
-"""Checkpoints: a directory each, whole or absent; the newest that verifies is the truth.
+"""The checkpoints of a folder: the newest that counts and verifies is the truth.
 
-``checkpoints/000000600000/`` holds ``tensors.safetensors`` and ``state.json``: format version, clock, data position,
-configuration, and the tensors' checksum. Nothing in it can run code when it is read.
+What one is: `shoal.checkpoint_format`. Which ones count, where several processes have written some:
+`shoal.checkpoint_names`.
 """
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import xxhash
-from safetensors.torch import load_file, save
-from torch import Tensor
-
+from shoal.checkpoint_format import (
+    FORMAT_VERSION,
+    MEASURED,
+    STATE,
+    TENSORS,
+    Checkpoint,
+    NewerFormatError,
+    Saver,
+    directory_name,
+    parse_state,
+    read,
+    write,
+)
+from shoal.checkpoint_names import OWNERS, Claim, Name, claims_among, newest_first
 from shoal.errors import CheckpointError
-from shoal.files import atomic_directory, temporary_beside
+from shoal.files import temporary_beside
+from shoal.quality.better import better
 
-FORMAT_VERSION = 1
-"""Read: this and every older one. A newer one is refused by name. Raised when a reader of today would misread it."""
+__all__ = [
+    "FORMAT_VERSION",
+    "MEASURED",
+    "STATE",
+    "TENSORS",
+    "Checkpoint",
+    "NewerFormatError",
+    "Saver",
+    "best_among",
+    "best_of",
+    "directories",
+    "directory_name",
+    "newest",
+    "parse_state",
+    "prune",
+    "read",
+    "saved",
+    "write",
+]
 
-STATE = "state.json"
-TENSORS = "tensors.safetensors"
-
-
-class NewerFormatError(CheckpointError):
-    """A checkpoint of a newer format: falling back to an older one would undo what it holds."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that verified.
-
-    Attributes:
-        path: its directory.
-        samples: the clock when it was written.
-        batches: global batches seen by then.
-        shape: of the images: channels, height, width.
-        stream: the data stream's state.
-        config: the configuration that made it, as plain values.
-        num_classes: of the data set's labels; 0 where it has none.
-        notes: what its writer wants to find again.
-    """
-
-    path: Path
-    samples: int
-    batches: int
-    shape: tuple[int, int, int]
-    stream: Mapping[str, Any]
-    config: Mapping[str, Any]
-    num_classes: int = 0
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Read every tensor, on the CPU."""
-        return load_file(self.path / TENSORS)
-
-
-def directory_name(samples: int) -> str:
-    """Return the name of the checkpoint at a sample; names sort as numbers do."""
-    return f"{samples:012d}"
-
-
-def write(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    samples: int,
-    batches: int,
-    shape: tuple[int, int, int],
-    stream: Mapping[str, Any],
-    config: Mapping[str, Any],
-    num_classes: int = 0,
-    notes: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a checkpoint that exists wholly or not at all; what is in its place goes when the new one is whole."""
-    state = {
-        "version": FORMAT_VERSION,
-        "samples": samples,
-        "batches": batches,
-        "shape": shape,
-        "num_classes": num_classes,
-        "stream": stream,
-        "config": config,
-        "notes": dict(notes or {}),
-    }
-    with in_place_of(path) as folder:
-        _write_into(folder, tensors, state)
-
-
-@contextmanager
-def in_place_of(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``path`` when the block ends without an error; then the old one goes."""
-    aside = temporary_beside(path)
-    try:
-        with atomic_directory(path) as folder:
-            yield folder
-            if path.exists():
-                path.replace(aside)
-    finally:
-        if aside.exists() and not path.exists():
-            aside.replace(path)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_into(folder: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-    # As bytes, not by the library's own file writer: that one hides a full disk behind an error of its own.
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    (folder / TENSORS).write_bytes(content)
-    state["tensors"] = {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
-    (folder / STATE).write_text(json.dumps({**state, "xxh3": _digest(state)}, indent=1))
-
-
-def read(path: Path, name: object = None) -> Checkpoint:
-    """Verify a checkpoint and return it.
-
-    Args:
-        path: its directory.
-        name: what to call it in messages. (default: its path)
-
-    Raises:
-        CheckpointError: missing, damaged, or of a newer format.
-    """
-    name = name or path
-    with unreadable(name):
-        state = parse_state((path / STATE).read_bytes(), name)
-        tensors, expected = path / TENSORS, state["tensors"]
-        refuse_other_size(tensors.stat().st_size, state, name)
-        if _checksum(tensors) != expected["xxh3"]:
-            raise CheckpointError(f"checkpoint {name}: {TENSORS} does not match its checksum; it is damaged")
-        channels, height, width = state["shape"]
-        return Checkpoint(
-            path=path,
-            samples=state["samples"],
-            batches=state["batches"],
-            shape=(channels, height, width),
-            num_classes=state.get("num_classes", 0),  # not noted before there were models that ask for it
-            stream=state["stream"],
-            config=state["config"],
-            notes=state.get("notes", {}),
-        )
-
-
-def parse_state(text: bytes, name: object) -> dict[str, Any]:
-    """Return what a checkpoint's ``state.json`` says, verified by its own checksum.
-
-    Raises:
-        CheckpointError: damaged, or of a newer format.
-    """
-    with unreadable(name):
-        state = json.loads(text)
-        version = state["version"]
-        if version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"checkpoint {name} has format version {version}; this Shoal reads up to {FORMAT_VERSION}: upgrade it"
-            )
-        digest = state.pop("xxh3")
-        if digest != _digest(state):
-            raise CheckpointError(f"checkpoint {name}: {STATE} does not match its checksum; it is damaged")
-        return dict(state)
-
-
-def refuse_other_size(num_bytes: int, state: Mapping[str, Any], name: object) -> None:
-    """Refuse tensors of another size than the state says.
-
-    Raises:
-        CheckpointError: with both sizes.
-    """
-    if num_bytes != state["tensors"]["bytes"]:
-        raise CheckpointError(
-            f"checkpoint {name}: {TENSORS} has {num_bytes} bytes, not {state['tensors']['bytes']}: cut off"
-        )
-
-
-@contextmanager
-def unreadable(name: object) -> Iterator[None]:
-    """Call whatever is wrong with the content of a checkpoint's files an error of the checkpoint."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    # Other trouble of the storage is no damage: passing over a good checkpoint for it would lose what it holds.
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {name} cannot be read: {error}") from None
+Key = TypeVar("Key", bound=Hashable)
 
 
 def saved(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, newest first, verified or not."""
+    """Return the checkpoints of a folder that count, newest first, verified or not."""
+    return [folder / name for name in newest_first(directories(folder), _claims(folder))]
+
+
+def directories(folder: Path) -> list[str]:
+    """Return the names of the directories of a folder, whether they are checkpoints or not."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), reverse=True)
+    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def newest(folder: Path, *, passed_over: list[str] | None = None) -> Checkpoint | None:
@@ -220,29 +89,70 @@ def newest(folder: Path, *, passed_over: list[str] | None = None) -> Checkpoint 
     return None
 
 
-def _digest(state: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(state, sort_keys=True).encode())
+def prune(
+    folder: Path, keep: int, now: int | None = None, *, epoch: int | None = None, best_by: str | None = None
+) -> None:
+    """Delete all but the newest ``keep`` checkpoints that count, and what killed writers left behind.
 
-
-def prune(folder: Path, keep: int, now: int | None = None) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what killed writers left behind.
-
-    Those of a later sample than ``now`` go first: a run that is at ``now`` has passed them over as damaged.
+    Args:
+        folder: of the checkpoints.
+        keep: how many.
+        now: the clock of the run: those of a later sample go too, since it has passed them over as damaged.
+        epoch: of the run's owner: what later ones have written is left alone, if they are any.
+        best_by: a measure, as `best_of` takes it: the best by it is kept too.
     """
-    good = [path for path in saved(folder) if now is None or int(path.name) <= now]
-    damaged = [path for path in saved(folder) if path not in good]
-    for path in [*good[keep:], *damaged, *_leftovers(folder)]:
-        aside = path if path.name.endswith(".tmp") else path.replace(temporary_beside(path))
-        shutil.rmtree(aside, ignore_errors=True)
+    claims = _claims(folder)
+    ours = {text: name for text in directories(folder) if (name := Name.parse(text)) and _is_older(name, epoch)}
+    good = [folder / text for text in newest_first(ours, claims) if now is None or ours[text].samples <= now]
+    kept = {*good[:keep], best_of(good, best_by)}
+    for path in [*(folder / text for text in ours), *_leftovers(folder, epoch)]:
+        if path not in kept:
+            with suppress(FileNotFoundError):  # another reader of this copy was faster
+                aside = path if path.name.endswith(".tmp") else path.replace(temporary_beside(path))
+                shutil.rmtree(aside, ignore_errors=True)
 
 
-def _leftovers(folder: Path) -> Iterator[Path]:
-    return folder.glob(".*.tmp")
+def best_of(paths: Sequence[Path], metric: str | None) -> Path | None:
+    """Return the checkpoint that was measured best, as `best_among` says; None where there is nothing to choose by."""
+    return best_among({path: _measured(path) for path in paths}, metric) if metric else None
 
 
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+def best_among(measured: Mapping[Key, Mapping[str, float]], metric: str) -> Key | None:
+    """Return the key of the best checkpoint, of two equals the older one; None where none was measured.
+
+    Args:
+        measured: of each checkpoint, newest first, its measures by name.
+        metric: a measure, or its family: where an extractor's id follows, all are compared by the newest one's.
+    """
+    named = (name for found in measured.values() for name in sorted(found) if metric in (name, name.partition("/")[0]))
+    name = next(named, None)
+    if name is None:
+        return None
+    sign = 1 if better(name) == "higher" else -1
+    values = [(sign * found[name], key) for key, found in measured.items() if name in found]
+    return max(reversed(values), key=lambda pair: pair[0])[1]
+
+
+def _measured(path: Path) -> Mapping[str, float]:
+    try:
+        return dict(parse_state((path / STATE).read_bytes(), path)["notes"].get(MEASURED, {}))
+    except (CheckpointError, FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def _is_older(name: Name, epoch: int | None) -> bool:
+    return epoch is None or name.epoch <= epoch
+
+
+def _leftovers(folder: Path, epoch: int | None) -> Iterator[Path]:
+    for path in folder.glob(".*.tmp"):
+        name = Name.of_temporary(path.name)
+        if name is not None and _is_older(name, epoch):
+            yield path
+
+
+def _claims(folder: Path) -> list[Claim]:
+    try:
+        return claims_among(path.name for path in (folder / OWNERS).iterdir())
+    except FileNotFoundError:
+        return []

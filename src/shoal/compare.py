@@ -7,36 +7,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shoal.checkpoint import STATE, saved
 from shoal.errors import RunError
+from shoal.quality.better import Better, better
 from shoal.run import EVALUATION
-
-Better = Literal["lower", "higher"]
-
-BETTER: dict[str, Better] = {
-    "quality/mse": "lower",
-    "quality/psnr": "higher",
-    "quality/ssim": "higher",
-    "quality/nll": "lower",
-    "quality/elbo": "higher",
-    "quality/code_usage": "higher",
-    "quality/perplexity": "higher",
-    "fid": "lower",
-    "fd": "lower",
-    "kd": "lower",
-    "is": "higher",
-    "precision": "higher",
-    "recall": "higher",
-    "density": "higher",
-    "coverage": "higher",
-    "agreement": "higher",
-}
-"""By a measure's name, or by its family where an extractor's id follows.
-
-Active units and bits per image say how a model codes, not how well.
-"""
 
 BY_EXTRACTOR = ("fd", "kd", "is", "precision", "recall", "density", "coverage", "agreement")
 
@@ -169,11 +145,6 @@ def refuse_incomparable(one: Measures, two: Measures) -> None:
             flags = _number(max(mine_n, theirs_n)) + _by(name)
             commands = " and ".join(_command(measures.path, *flags) for measures in (one, two))
             refuse(f"on different numbers of images ({name})", mine_n, theirs_n, commands)
-
-
-def better(name: str) -> Better | None:
-    """Return which way a measure is better; None where neither is, or where the measure is not known."""
-    return BETTER.get(name) or BETTER.get(name.partition("/")[0])
 
 
 def _row(name: str, scores: Sequence[Score | None]) -> Row:

@@ -14,6 +14,7 @@ from shoal.errors import ConfigError, did_you_mean
 from shoal.nets import AnyNetConfig, parse_net
 from shoal.objectives import AnyObjectiveConfig, parse_objective
 from shoal.pixels import PixelRange
+from shoal.quality.better import BETTER, better
 from shoal.schedule import OptimConfig
 from shoal.strict import Count, Strict, dotted_keys, parse, whole_number
 
@@ -55,11 +56,21 @@ class ReportConfig(Strict):
     )
 
 
+def _with_a_direction(metric: str) -> str:
+    """Refuse a measure of which nobody can say whether a large or a small one is good."""
+    if better(metric) is None:
+        raise ValueError(f"no measure '{metric}' says how good a model is{did_you_mean(metric, BETTER)}")
+    return metric
+
+
 class CheckpointConfig(Strict):
     """How often the run saves itself; it always does so at its end and when it is stopped."""
 
     every_samples: Count = Field(60_000, ge=0, description="0: only at the end")
-    keep: PositiveInt = 3
+    keep: PositiveInt = Field(3, description="of the newest ones")
+    keep_best: Annotated[str, AfterValidator(_with_a_direction)] | None = Field(
+        None, description="a measure, e.g. quality/mse: the best one by it is saved and kept too"
+    )
 
 
 def _absolute(path: Path) -> Path:

@@ -88,5 +88,5 @@ class Engine:
         for name, net in self._nets.items():
             net.requires_grad_(name in phase.trains)
         loss, scalars = self._views[phase.name].loss(phase.name, batch, noise)
-        (loss * self._weight).backward()
+        self._world.backward(loss * self._weight)
         return scalars

@@ -52,6 +52,10 @@ class RunError(ShoalError):
     """A run directory that cannot be created, opened or resumed."""
 
 
+class FencedError(ShoalError):
+    """A run that another process goes on with: this one has no right to write into it any more."""
+
+
 class StorageError(ShoalError):
     """A file or object that cannot be read or written: a full disk, a refused login, a store that does not answer."""
 

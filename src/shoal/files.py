@@ -81,3 +81,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``path`` when the block ends without an error; then the old one goes."""
+    aside = temporary_beside(path)
+    try:
+        with atomic_directory(path) as folder:
+            yield folder
+            if path.exists():
+                path.replace(aside)
+    finally:
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -28,6 +28,7 @@ def train(
     resume: Checkpoint | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     quarantine: bool = False,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[Tick]:
     """Train, yielding on every rank at the same clock values.
 
@@ -38,6 +39,7 @@ def train(
         should_stop: asked at every step on every rank. When any says yes, the step is finished and a last tick comes
             at that very sample, with a checkpoint.
         quarantine: whether to go on without rows that turn out to be damaged; see ``Session``.
+        on_progress: called while it measures, between two steps; see ``Session``.
 
     Raises:
         ConfigError: the configuration does not fit the data set or the number of workers.
@@ -66,6 +68,7 @@ def train(
         source=source,
         stream=resume.stream if resume else None,
         quarantine=quarantine,
+        on_progress=on_progress,
     ) as session:
         while session.samples < config.duration_samples:
             session.adapt(config.at(session.samples))
@@ -102,6 +105,11 @@ def check(config: RunConfig, data: DataSet, workers: int) -> list[str]:
     quotas_of(data, config.data.split, config.data.balance)
     if config.report.quality_every_samples:
         num_measured(config, data)
+    elif config.checkpoint.keep_best:
+        raise ConfigError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best} is not measured while report.quality_every_samples=0;"
+            " use report.quality_every_samples > 0"
+        )
     data.num_rows(held_out_split(config, data))
     for at in sorted(config.changes):
         try:

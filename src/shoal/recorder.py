@@ -1,10 +1,9 @@
-"""What the first worker writes of every tick: the metrics row, the pictures, the checkpoint, and to other sinks."""
+"""What the first worker writes of every tick: the metrics row, the pictures, and to other sinks."""
 
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +12,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 from PIL import Image
 
-from shoal import checkpoint
+from shoal.checkpoint import directory_name
 from shoal.files import atomic_file, write_text
+from shoal.growing_file import GrowingFile
 from shoal.loop import Tick
 from shoal.run import METRICS, Run, read_rows
 
@@ -23,7 +23,7 @@ class Sink(Protocol):
     """Somewhere else that ticks are shown, e.g. TensorBoard."""
 
     def write(self, tick: Tick) -> None:
-        """Show a tick."""
+        """Show a tick; what the storage refuses is kept for the next call."""
 
     def close(self) -> None:
         """Finish."""
@@ -37,31 +37,87 @@ class Recorder:
         samples: the clock that the run goes on from. Rows of a later sample are dropped: they tell of steps that were
             lost and are about to be taken again.
         sinks: closed with the recorder.
+        check: called before anything is written; what it raises keeps it from being so.
+
+    Attributes:
+        redone: samples from ``samples`` to the last row that was dropped.
+        lags: whether the last tick was refused somewhere.
     """
 
-    def __init__(self, run: Run, *, samples: int = 0, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        samples: int = 0,
+        sinks: Sequence[Sink] = (),
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._run = run
         self._sinks = sinks
+        self._check = check
         path = run.path / METRICS
-        kept = [row for row in read_rows(path) if _clock(row) <= samples]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        if path.is_file() and path.read_bytes() != text.encode():  # lost steps, half a row, or what is no row at all
-            write_text(path, text)
-        self._metrics = path.open("a")
+        rows = [row for row in read_rows(path) if _clock(row) < math.inf]
+        self.redone = max([0, *(int(_clock(row)) - samples for row in rows)])
+        # Always a new file: an earlier incarnation that was only cut off goes on with the old one, which nobody reads.
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows if _clock(row) <= samples))
+        self._metrics = GrowingFile(path, durable=True)
+        self.lags = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are rows that could not be written yet."""
+        return self._metrics.waits
 
     def record(self, tick: Tick) -> None:
-        """Write a tick. The checkpoint comes last, so that no row before it can be missing."""
-        self._metrics.write(json.dumps({"samples": tick.samples, **tick.scalars}) + "\n")
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
-        for name, picture in tick.images.items():
-            save_png(self._run.path / f"{name}-{checkpoint.directory_name(tick.samples)}.png", picture)
+        """Write a tick.
+
+        Raises:
+            OSError: the storage refuses. Its row waits for the next call, or `flush`; pictures are lost.
+        """
+        row = {"samples": tick.samples, "time": round(time.time(), 3), **tick.scalars}
+        self._metrics.write(json.dumps(row).encode() + b"\n")
+        problem: OSError | None = None
+        try:
+            self._check()
+            self._metrics.flush()
+            for name, picture in tick.images.items():
+                save_png(self._run.path / f"{name}-{directory_name(tick.samples)}.png", picture)
+        except OSError as error:
+            problem = error
         for sink in self._sinks:
-            sink.write(tick)
-        if tick.save is not None:
-            folder = self._run.checkpoints
-            tick.save(folder / checkpoint.directory_name(tick.samples))
-            checkpoint.prune(folder, self._run.config.checkpoint.keep, now=tick.samples)
+            try:
+                sink.write(tick)
+            except OSError as error:
+                problem = problem or error
+        self.lags = problem is not None
+        if problem is not None:
+            raise problem
+
+    def flush(self) -> None:
+        """Write the rows that wait.
+
+        Raises:
+            OSError: the storage still refuses.
+        """
+        if self._metrics.waits:
+            self._check()
+            self._metrics.flush()
+
+    def close(self) -> None:
+        """Close the files and the sinks.
+
+        Raises:
+            OSError: a sink could not finish; all are closed.
+        """
+        self._metrics.close()
+        problem: OSError | None = None
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except OSError as error:
+                problem = error
+        if problem is not None:
+            raise problem
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -70,11 +126,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files and the sinks."""
-        with suppress(OSError):  # every row was flushed when it was recorded, or its failure was told then
-            self._metrics.close()
-        for sink in self._sinks:
-            sink.close()
+        """Close."""
+        self.close()
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:

@@ -4,13 +4,16 @@ The tensors are uploaded first and ``state.json`` last; ``state.json`` is delete
 tensors that it names, unless they were damaged later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal import checkpoint
-from shoal.checkpoint import STATE, TENSORS, Checkpoint, NewerFormatError, in_place_of, parse_state, refuse_other_size
+from shoal.checkpoint import MEASURED, STATE, TENSORS, Checkpoint, NewerFormatError, best_among, parse_state
+from shoal.checkpoint_format import refuse_other_size
+from shoal.checkpoint_names import OWNERS, Claim, Name, claims_among, newest_first
 from shoal.errors import CheckpointError, MissingError
+from shoal.files import in_place_of
 from shoal.storage.location import Location
 
 LOOKS = 3
@@ -39,7 +42,8 @@ class Found:
 def find(home: Location, folder: Path) -> Found:
     """Return the newest checkpoint that verifies, of those at a URI and those in its copy; fetch it if need be.
 
-    Of two at the same sample the one at the URI counts, unless only that in the copy is sound.
+    Which ones count, the claims at the URI say. Of one in both places, that at the URI is taken, unless only the copy
+    is sound.
 
     Raises:
         CheckpointError: there are checkpoints, but none verifies, or the newest was written by a newer Shoal.
@@ -57,10 +61,10 @@ def find(home: Location, folder: Path) -> Found:
 
 
 def _find(home: Location, folder: Path, files: Files, there: list[str]) -> Found:
-    here = [path.name for path in checkpoint.saved(folder)]
-    newest_at_home = int(there[0]) if there else None
+    here = checkpoint.directories(folder)
+    newest_at_home = samples_of(there[0]) if there else None
     problems: list[str] = []
-    for name in sorted({*there, *here}, reverse=True):
+    for name in newest_first({*there, *here}, _claims(files)):
         if name in there:
             try:
                 num_bytes = files.get(f"{name}/{TENSORS}")
@@ -86,9 +90,21 @@ def _find(home: Location, folder: Path, files: Files, there: list[str]) -> Found
 
 
 def names(files: Files) -> list[str]:
-    """Return the names of the checkpoints among the files below a folder, newest first."""
-    states = (path.removesuffix(f"/{STATE}") for path in files if path.endswith(f"/{STATE}"))
-    return sorted((name for name in states if name.isdigit()), reverse=True)
+    """Return the names of the checkpoints that count, by the files below their folder and the claims there."""
+    return newest_first(
+        (path.removesuffix(f"/{STATE}") for path in files if path.endswith(f"/{STATE}")), _claims(files)
+    )
+
+
+def samples_of(name: str) -> int:
+    """Return the clock of the checkpoint of a name."""
+    parsed = Name.parse(name)
+    assert parsed is not None
+    return parsed.samples
+
+
+def _claims(files: Iterable[str]) -> list[Claim]:
+    return claims_among(path.removeprefix(f"{OWNERS}/") for path in files)
 
 
 def fetch(home: Location, path: Path, num_bytes: int | None, expected: bytes | None = None) -> Checkpoint:
@@ -158,14 +174,23 @@ def publish(path: Path, home: Location) -> bool:
     return True
 
 
-def prune(home: Location, keep: int, now: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints below a URI, and what is no whole one.
+def prune(home: Location, keep: int, now: int, *, epoch: int | None = None, best_by: str | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints below a URI that count, and what is no whole one.
 
-    Those of a later sample than ``now`` go too: a run that is at ``now`` has passed them over as damaged.
+    The arguments are those of `checkpoint.prune`.
     """
     files = home.files()
-    good = [name for name in names(files) if int(name) <= now][:keep]
-    for name in {path.partition("/")[0] for path in files if "/" in path} - set(good):
-        if name.isdigit():
-            (home / name / STATE).delete()
-            (home / name).delete()
+    named = {text: Name.parse(text) for text in {path.partition("/")[0] for path in files if "/" in path}}
+    ours = {text: name for text, name in named.items() if name and (epoch is None or name.epoch <= epoch)}
+    good = [text for text in names(files) if text in ours and ours[text].samples <= now]
+    best = best_among({text: _measured(home / text) for text in good}, best_by) if best_by else None
+    for text in ours.keys() - {*good[:keep], best}:
+        (home / text / STATE).delete()
+        (home / text).delete()
+
+
+def _measured(home: Location) -> Mapping[str, float]:
+    try:
+        return dict(parse_state((home / STATE).read_bytes(), home)["notes"].get(MEASURED, {}))
+    except (CheckpointError, MissingError):
+        return {}

@@ -1,9 +1,10 @@
 """The run directory, written the same way by every launcher.
 
 ``runs/NAME/``: config.yaml (the effective one), environment.json (where and with what), plugin.py (if any),
-metrics.jsonl (a row per tick), failures.jsonl (a row per loss of workers), checkpoints/, images/, tensorboard/,
-eval.json, and ray/, Ray's own notes of each start. A run at a URI has the same files there, but for ray/; every node
-works on a copy of its own (`shoal.storage.mirror`), and the first worker uploads what it writes (`shoal.uploader`).
+metrics.jsonl (a row per tick), starts.jsonl (a row per start of its workers), ended.json (how it ended, if it did),
+failures.jsonl (a row per loss of workers), checkpoints/, images/, tensorboard/, eval.json, and ray/, Ray's own notes of
+each start. A run at a URI has the same files there, but for ray/; every node works on a copy of its own
+(`shoal.storage.mirror`), and the first worker uploads what it writes (`shoal.uploader`).
 """
 
 import json

@@ -3,10 +3,11 @@
 import fcntl
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shoal.errors import MissingError, RunError
 from shoal.storage.location import Location
@@ -17,8 +18,16 @@ _log = logging.getLogger("shoal.run")
 CONFIG, ENVIRONMENT, PLUGIN, METRICS = "config.yaml", "environment.json", "plugin.py", "metrics.jsonl"
 EVALUATION = "eval.json"
 LOCK = ".lock"
+LOCK_POLL_SEC = 0.1
 FAILURES = "failures.jsonl"
 """A row for every time that workers were lost and the group was started again."""
+
+STARTS = "starts.jsonl"
+"""A row for every incarnation of the run's workers: where it went on, and what is done again."""
+WORKERS = "workers.jsonl"
+"""A row per tick: what each worker did with its time."""
+ENDED = "ended.json"
+"""How the run ended; absent while it is trained, and after a loss that nobody lived to tell."""
 
 CHECKPOINTS = "checkpoints"
 IDENTITY = "id"
@@ -29,18 +38,35 @@ Place = Path | Location
 
 
 @contextmanager
-def locked(path: Path, name: object = None) -> Iterator[None]:
+def locked(path: Path, name: object = None, *, wait_sec: float = 0.0) -> Iterator[None]:
     """Keep every other process from writing into a directory, called ``name`` in messages, while the block lasts.
+
+    Args:
+        path: the directory.
+        name: of it.
+        wait_sec: for a process that is about to end.
 
     Raises:
         RunError: another one does.
     """
     with (path / LOCK).open("w") as file:
+        if not lock(file, wait_sec):
+            raise RunError(f"{name or path} is being trained by another process; wait for it, or stop it")
+        yield
+
+
+def lock(file: IO[Any], wait_sec: float) -> bool:
+    """Lock a file until it is closed, or this process ends; tell whether that was possible within some seconds."""
+    until = time.monotonic() + wait_sec
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{name or path} is being trained by another process; wait for it, or stop it") from None
-        yield
+            if time.monotonic() >= until:
+                return False
+            time.sleep(LOCK_POLL_SEC)
+        else:
+            return True
 
 
 def refuse_existing(place: Place) -> None:
@@ -145,6 +171,27 @@ def read_facts(place: Place) -> dict[str, Any]:
         return dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error}); start anew with another --out") from None
+
+
+def read_ended(place: Place) -> dict[str, Any]:
+    """Return how a run ended: ``how`` (finished, stopped, failed), ``samples``, ``time``, ``why``, ``epoch``.
+
+    Empty while it is trained, where its workers were lost, and where an earlier incarnation than the last one says so:
+    that was cut off, and woke up later.
+    """
+    ended, starts = (_read(place / name) for name in (ENDED, STARTS))
+    try:
+        told, last = json.loads(ended), json.loads(starts.splitlines()[-1])
+        return dict(told) if told["epoch"] == last["epoch"] else {}
+    except (ValueError, KeyError, TypeError, IndexError):
+        return {}
+
+
+def _read(file: Place) -> bytes:
+    try:
+        return Location.parse(file).read_bytes()
+    except MissingError:
+        return b""
 
 
 def copy_of(place: Place, *files: str) -> Path:

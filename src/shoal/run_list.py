@@ -15,7 +15,7 @@ import yaml
 
 from shoal.checkpoint import saved
 from shoal.errors import RunError
-from shoal.remote_checkpoint import names
+from shoal.remote_checkpoint import names, samples_of
 from shoal.run_files import CHECKPOINTS, CONFIG, ENVIRONMENT, EVALUATION, LOCK, METRICS, Place, is_locked, local_path
 from shoal.storage.location import Location
 
@@ -137,8 +137,8 @@ def describe(path: Path, name: str) -> RunEntry:
     row = newest_row(path / METRICS)
     clocks = [_whole(row.get("samples")) or 0]
     try:
-        clocks += [int(folder.name) for folder in saved(path / "checkpoints")[:1]]
-    except (OSError, ValueError) as error:
+        clocks += [samples_of(folder.name) for folder in saved(path / "checkpoints")[:1]]
+    except OSError as error:
         notes.append(f"checkpoints: {error}")
     samples, duration = max(clocks), _whole(config.get("duration_samples"))
     objective, nets = (_section(config, key) for key in ("objective", "nets"))

@@ -1,10 +1,10 @@
 """A run in memory: what `train` advances tick by tick, and what becomes another model on the way."""
 
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal import checkpoint, warm_start
-from shoal.checkpoint import Checkpoint
+from shoal import warm_start
+from shoal.checkpoint import Checkpoint, Saver
 from shoal.config import RunConfig
 from shoal.data import DataSet, Stream, check_state
 from shoal.data.quarantine import QuarantinedBlock
@@ -29,6 +29,7 @@ from shoal.schedule import due
 from shoal.state import State, build_objective
 from shoal.storage.location import Location
 from shoal.transplant import transplant
+from shoal.worker_stats import Stopwatch, WorkerStats, shares
 from shoal.world import World
 
 if TYPE_CHECKING:
@@ -50,17 +51,22 @@ class Tick:
         samples: images seen by the whole world.
         scalars: measures by name, means since the last tick, the same on every rank.
         images: pictures by name, uint8 [H, W, C]; on the first rank only.
-        save: writes a checkpoint of this very sample into a directory; on the first rank, when one is due.
+        save: writes a checkpoint of this very sample into a directory, before the next step, unless it is copied; on
+            the first rank, when one is due.
         parts: for measures that are means over images, each image's value by name, float64 [n] on the CPU.
         quarantined: damaged blocks that are not read, the same on every rank.
+        workers: what each worker did with its time since the last tick, the same on every rank.
+        last: whether no step follows; what is left is to be written.
     """
 
     samples: int
     scalars: Mapping[str, float]
     images: Mapping[str, np.ndarray]
-    save: Callable[[Path], None] | None
+    save: Saver | None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     quarantined: Sequence[QuarantinedBlock] = ()
+    workers: Sequence[WorkerStats] = ()
+    last: bool = False
 
 
 class Session:
@@ -77,6 +83,7 @@ class Session:
             quarantine goes on.
         quarantine: whether training goes on without a block of rows that is damaged. Without, it ends with a checkpoint
             and the error, as damage in images that are shown or measured always does.
+        on_progress: called while it measures, which may take many steps' time.
 
     Raises:
         ShoalError: the configuration, the tensors and the data set do not fit together.
@@ -93,11 +100,14 @@ class Session:
         source: Checkpoint | None = None,
         stream: Mapping[str, Any] | None = None,
         quarantine: bool = False,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
+        self._on_progress = on_progress
         self.world = world
         self._rows = world.slice(config.batch)
         self._meter = Meter(world)
+        self._stopwatch = Stopwatch(world)
         self._settled = False
         self._quarantines = world.first_says(lambda: quarantine)  # or one would leave out what ends the run elsewhere
         self._quarantined: Sequence[Sequence[int]] = stream.get("quarantine", ()) if stream else ()
@@ -185,9 +195,10 @@ class Session:
             DataError: rows that are damaged, where they are not to be left out, or too few are left.
         """
         world, state = self.world, self._state
-        told_at, since = state.samples, time.perf_counter()
         stream = self._stream
         assert stream is not None
+        told_at = state.samples
+        self._stopwatch.start(stream)
         if state.samples < until and (refusal := self._ready_together()):
             raise refusal
         while state.samples < until:
@@ -225,7 +236,6 @@ class Session:
                 problem = None
             done = state.samples >= until
             last = answer != GO_ON or (done and ends)
-            saves = last or due(config.checkpoint.every_samples, before, state.samples)
             shows = config.report.images_every_samples > 0 and (
                 last or due(config.report.images_every_samples, before, state.samples)
             )
@@ -233,9 +243,16 @@ class Session:
             measures = (done and ends and answer != FAIL) or (
                 answer == GO_ON and due(config.report.quality_every_samples, before, state.samples)
             )
+            saves = (
+                last
+                or due(config.checkpoint.every_samples, before, state.samples)
+                or (measures and config.checkpoint.keep_best is not None)
+            )
             if saves or shows or measures or due(config.report.every_samples, before, state.samples):
-                yield self._tick(since, state.samples - told_at, shows=shows, measures=measures, saves=saves)
-                told_at, since = state.samples, time.perf_counter()
+                trained = state.samples - told_at
+                yield self._tick(stream, trained, shows=shows, measures=measures, saves=saves, last=last)
+                told_at = state.samples
+                self._stopwatch.start(stream)
             if last:
                 if answer == FAIL:
                     world.raise_first(problem)
@@ -287,15 +304,14 @@ class Session:
         """Close."""
         self.close()
 
-    def _tick(self, since: float, trained: int, *, shows: bool, measures: bool, saves: bool) -> Tick:
-        """Return what there is to say, ``trained`` samples after the time ``since``."""
+    def _tick(self, stream: Stream, trained: int, *, shows: bool, measures: bool, saves: bool, last: bool) -> Tick:
+        """Return what there is to say, ``trained`` samples after the stopwatch was started."""
         world, state = self.world, self._state
         scalars: dict[str, float] = self._meter.take()
         refuse_divergence(scalars, state)
-        # The mean over the workers, so that every scalar is the same on all of them.
-        elapsed_sec = world.sum(torch.tensor(time.perf_counter() - since, device=world.device)) / world.size
-        rate = {"speed/samples_per_sec": trained / float(elapsed_sec)}
-        quarantined = self._stream.quarantined if self._stream else []
+        workers = self._stopwatch.read(stream, trained // self.config.batch * (self._rows.stop - self._rows.start))
+        rate = {"speed/samples_per_sec": trained / mean(worker.sec for worker in workers), **shares(workers)}
+        quarantined = stream.quarantined
         if quarantined:
             scalars["data/quarantined_blocks"] = float(len(quarantined))
             scalars["data/quarantined_rows"] = float(sum(block.rows for block in quarantined))
@@ -307,15 +323,12 @@ class Session:
             samples=state.samples,
             scalars={**scalars, **self._engine.learning_rates(), **rate},
             images=self._pictures.draw() if self._pictures and shows else {},
-            save=self._saver() if world.first and saves else None,
+            save=Saver(state.tensors(), self.facts()) if world.first and saves else None,
             parts=parts,
             quarantined=quarantined,
+            workers=workers,
+            last=last,
         )
-
-    def _saver(self) -> Callable[[Path], None]:
-        """Return what writes the present state into a directory; it is called before the next step."""
-        tensors, facts = self._state.tensors(), self.facts()
-        return lambda path: checkpoint.write(path, tensors, **facts)
 
     def _assemble(self, tensors: Mapping[str, Tensor] | None, samples: int, source: Checkpoint | None) -> None:
         """Build networks, optimizers and engine for the configuration, fill them, and stand at a clock."""
@@ -353,7 +366,7 @@ class Session:
         shown = self.objective
         if self._monitor is not None and self._monitor.fits(self.config):
             return self._monitor.following(shown, self.config)
-        return Monitor(shown, self.config, self.data, self.world)
+        return Monitor(shown, self.config, self.data, self.world, on_progress=self._on_progress)
 
     def _open_stream(self, samples: int) -> None:
         if self._stream is not None:

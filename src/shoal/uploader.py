@@ -1,20 +1,19 @@
 """Keeping a run's URI up to date with the copy that the first worker writes into, beside the training."""
 
-import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from shoal import remote_checkpoint
-from shoal.checkpoint import STATE, saved
-from shoal.errors import StorageError
-from shoal.remote_checkpoint import is_at, publish
+from shoal import remote_checkpoint, storage_trouble
+from shoal.checkpoint import STATE, best_of, saved
+from shoal.checkpoint_names import Name
+from shoal.errors import FencedError, StorageError
+from shoal.ownership import Hold
+from shoal.remote_checkpoint import is_at, publish, samples_of
 from shoal.run import Run
-from shoal.run_files import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURES, METRICS, PLUGIN
+from shoal.run_files import CHECKPOINTS, CONFIG, ENDED, ENVIRONMENT, FAILURES, METRICS, PLUGIN, STARTS, WORKERS
 
 PAUSE_SEC = 1.0
 """Between two rounds: what came meanwhile goes together."""
@@ -23,13 +22,12 @@ LONGEST_SHARE = 0.1
 
 NOT_SENT = {CHECKPOINTS, "ray"}
 """Folders: checkpoints have an order of their own, and Ray's notes are of this machine."""
-SENT_BY_OTHERS = {CONFIG, ENVIRONMENT, PLUGIN, FAILURES}
-"""Files: the run's settings go when they are written, the log of lost workers is the launcher's."""
+SENT_BY_OTHERS = {CONFIG, ENVIRONMENT, PLUGIN, FAILURES, ENDED}
+"""Files: the run's settings and its end go when they are written, the log of lost workers is the launcher's."""
 
-REWRITTEN = (METRICS, "tensorboard/")
+REWRITTEN = (METRICS, STARTS, WORKERS, "tensorboard/")
 """What may have changed though its size is the same."""
 
-_log = logging.getLogger("shoal.run")
 _Stamp = tuple[int, int, int]
 
 
@@ -42,14 +40,17 @@ class Uploader:
     Args:
         run: at a URI, opened for writing.
         samples: the clock that it goes on from.
+        hold: on the run at its URI: who has lost it sends and deletes nothing.
 
     Attributes:
+        trouble: why it does not get on at the moment, if it does not.
         failure: why uploading was given up, until `close` tries for a last time.
     """
 
-    def __init__(self, run: Run, samples: int) -> None:
+    def __init__(self, run: Run, samples: int, hold: Hold) -> None:
         assert run.mirror is not None
         self._run = run
+        self._hold = hold
         self._home = run.mirror.home
         self._sent: dict[str, _Stamp] = {}
         self._due: dict[str, float] = {}
@@ -57,7 +58,8 @@ class Uploader:
         self._newest = samples
         self._asked = threading.Event()
         self._closing = threading.Event()
-        self.failure: StorageError | None = None
+        self.trouble: StorageError | None = None
+        self.failure: StorageError | FencedError | None = None
         if not samples:  # of steps that were lost, and are taken again
             (self._home / "tensorboard").delete()
         there = self._home.files()
@@ -71,48 +73,57 @@ class Uploader:
         """Say that there is something new."""
         self._asked.set()
 
-    def close(self) -> None:
+    def close(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Wait until all is at the URI.
+
+        Args:
+            on_progress: called now and then.
 
         Raises:
             StorageError: the store refuses, or did not answer for longer than one waits; the copy is kept.
+            FencedError: another process goes on with the run.
         """
         self._closing.set()
         self._asked.set()
-        self._thread.join()
-        try:
-            self._send()
-        except StorageError as error:
-            raise self._explained(error) from None
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close; where an error is on its way already, what cannot be sent is only told."""
-        try:
-            self.close()
-        except StorageError as problem:
-            if error is None:
-                raise
-            if str(problem) != str(error):
-                _log.warning("%s", problem)
+        while self._thread.is_alive():
+            self._thread.join(PAUSE_SEC)
+            on_progress()
+        if self.failure is not None:
+            raise self.failure
 
     def _work(self) -> None:
         while self._asked.wait() and not self._closing.is_set():
             self._asked.clear()
-            try:
-                self._send()
-            except StorageError as error:
-                self.failure = self._explained(error)
-                return
-            except OSError as error:  # of this node's disk
-                self.failure = self._explained(StorageError(f"{error.filename or self._run.path}: {error.strerror}"))
-                return
-            self._closing.wait(PAUSE_SEC)
+            begin = time.monotonic()
+            while self.failure is None and not self._sent_all() and not self._closing.wait(PAUSE_SEC):
+                if time.monotonic() - begin > storage_trouble.PATIENCE_SEC:
+                    self.failure = self.trouble
+            self._closing.wait(None if self.failure else PAUSE_SEC)
+        if not isinstance(self.failure, FencedError):
+            self._send_the_rest()
+
+    def _send_the_rest(self) -> None:
+        self.failure, begin = None, time.monotonic()
+        while not self._sent_all() and self.failure is None:
+            if time.monotonic() - begin > storage_trouble.PATIENCE_AT_END_SEC:
+                self.failure = self.trouble
+            time.sleep(PAUSE_SEC)
+
+    def _sent_all(self) -> bool:
+        try:
+            self._hold.refuse_lost()
+            self._send()
+        except FencedError as error:
+            self.failure = error
+            return False
+        except StorageError as error:
+            self.trouble = self._explained(error)
+            return False
+        except OSError as error:  # of this node's disk
+            self.trouble = self._explained(StorageError(f"{error.filename or self._run.path}: {error.strerror}"))
+            return False
+        self.trouble = None
+        return True
 
     def _send(self) -> None:
         for name, stamp in self._files():
@@ -126,20 +137,29 @@ class Uploader:
             (self._home / name).write_bytes(content)
             self._sent[name] = stamp
             self._due[name] = time.monotonic() + (time.monotonic() - begin) / LONGEST_SHARE
-        while path := next(filter(self._is_new, saved(self._run.checkpoints)), None):
+        while path := next(filter(self._is_new, self._own()), None):
+            self._hold.refuse_lost()
             self._send_checkpoint(path)
 
+    def _own(self) -> list[Path]:
+        """Return this incarnation's checkpoints; an older one that counts is at the URI already."""
+        return [path for path in saved(self._run.checkpoints) if _epoch(path) == self._hold.epoch]
+
     def _is_new(self, path: Path) -> bool:
-        """Return whether it is to be sent: till the end only the newest, since sending may take longer than making."""
+        """Return whether it is to be sent: till the end only the newest and the best, sending may take so long."""
         stamp = _stamp(path / STATE)
-        worthwhile = int(path.name) > self._newest or self._closing.is_set()
+        worthwhile = self._closing.is_set() or samples_of(path.name) > self._newest or path == self._best()
         return worthwhile and stamp is not None and self._looked_at.get(path.name) != stamp
 
+    def _best(self) -> Path | None:
+        return best_of(saved(self._run.checkpoints), self._run.config.checkpoint.keep_best)
+
     def _send_checkpoint(self, path: Path) -> None:
-        home, stamp = self._home / CHECKPOINTS, _stamp(path / STATE)
+        home, stamp, kept = self._home / CHECKPOINTS, _stamp(path / STATE), self._run.config.checkpoint
         if is_at(home / path.name, path) or publish(path, home / path.name):
-            self._newest = max(self._newest, int(path.name))
-            remote_checkpoint.prune(home, self._run.config.checkpoint.keep, now=self._newest)
+            self._newest = max(self._newest, samples_of(path.name))
+            self._hold.refuse_lost()
+            remote_checkpoint.prune(home, kept.keep, now=self._newest, epoch=self._hold.epoch, best_by=kept.keep_best)
         if stamp is not None:
             self._looked_at[path.name] = stamp
 
@@ -171,3 +191,8 @@ def _stamp(path: Path) -> _Stamp | None:
     except FileNotFoundError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _epoch(path: Path) -> int:
+    name = Name.parse(path.name)
+    return name.epoch if name else 0

@@ -7,16 +7,18 @@ decide what to do with a number.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from shoal.errors import ShoalError
+from shoal.waits import Waits, waits_on
 
 Result = TypeVar("Result")
 
@@ -27,13 +29,21 @@ that dies is noticed at once. The others wait while the first worker writes a ch
 
 @dataclass(frozen=True)
 class World:
-    """One worker's place among those that train together."""
+    """One worker's place among those that train together.
+
+    Attributes:
+        rank: of this worker.
+        size: how many there are.
+        device: that this worker computes on.
+        waits: how long it has waited for the others.
+    """
 
     rank: int
     size: int
     device: torch.device
     # Votes go over gloo beside the gradients' own group: they need no GPU, so asking never waits for one.
     _votes: Any = None
+    waits: Waits = field(default_factory=Waits, compare=False, repr=False)
 
     @classmethod
     def local(cls, device: torch.device | str | None = None) -> "World":
@@ -46,7 +56,7 @@ class World:
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls.local(device)
         votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_SEC))
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device, _votes=votes)
+        return cls(dist.get_rank(), dist.get_world_size(), device, votes, waits_on(device))
 
     @property
     def first(self) -> bool:
@@ -62,8 +72,25 @@ class World:
         if self.size == 1:
             return value.detach()
         total = value.detach().clone()
-        dist.all_reduce(total)
+        with self.waits.waiting():
+            dist.all_reduce(total)
         return total
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss, averaged over the workers for the networks of ``wrap``.
+
+        What comes after this worker's own share of the work is counted as waiting: DDP then waits for what is still on
+        the way. It asks autograd to do so behind the callback that marks that moment, which stands in the queue before
+        the first gradient is computed.
+        """
+        if self.size == 1:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            return
+        began: list[object] = []
+        queue = Variable._execution_engine.queue_callback
+        loss.register_hook(lambda _: queue(lambda: began.append(self.waits.begin())))  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        self.waits.end(began[0])
 
     def barrier(self) -> None:
         """Wait until every worker has come here."""
@@ -74,8 +101,8 @@ class World:
         """Start to ask all workers for a number; the answer, the largest of them, is awaited with ``Vote.result``."""
         ballot = torch.tensor(choice)
         if self.size == 1:
-            return Vote(ballot, None)
-        return Vote(ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self._votes, async_op=True))
+            return Vote(ballot, None, self.waits)
+        return Vote(ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self._votes, async_op=True), self.waits)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Do ``work`` on every worker; where a user's error comes up on any of them, raise it on all.
@@ -95,7 +122,8 @@ class World:
         values = [value]
         if self.size > 1:
             values *= self.size
-            dist.all_gather_object(values, value, group=self._votes)
+            with self.waits.host_waiting():
+                dist.all_gather_object(values, value, group=self._votes)
         return values
 
     def raise_first(self, error: ShoalError | None) -> None:
@@ -136,11 +164,13 @@ class Vote:
 
     _ballot: Tensor
     _work: Any
+    _waits: Waits
 
     def result(self) -> int:
         """Wait for the answer: the largest number that any worker gave, the same on all."""
         if self._work is not None:
-            self._work.wait()
+            with self._waits.host_waiting():
+                self._work.wait()
         return int(self._ballot.item())
 
 

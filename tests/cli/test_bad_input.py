@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from PIL import Image
 
 from shoal.data import DataSet
 from shoal.data.write import write_dataset
-from shoal_ray import doctor
 
 Shoal = Callable[..., Any]
 
@@ -185,49 +183,6 @@ def test_results_that_an_objective_cannot_give(shoal: Shoal, trained: Path) -> N
     refused(shoal("reconstruct", trained, "--out", "x.jpg"), "x.jpg", ".png")
 
 
-def test_doctor_says_what_is_missing(shoal: Shoal, tmp_path: Path) -> None:
-    assert shoal("doctor").code == 0
-    said = shoal("doctor", "--address", "127.0.0.1:1")
-    assert said.code == 2
-    assert "missing" in said.out
-
-
-def test_doctor_shows_the_rest_where_something_cannot_be_looked_at(
-    shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "[b]file").write_text("")
-    said = shoal("doctor", "--storage", "[b]file")
-    assert said.code == 2
-    assert "[b]file" in said.out
-    assert "python" in said.out
-
-    def broken() -> Iterator[doctor.Finding]:
-        yield doctor.Finding("cpus", "[bold]one")
-        raise OSError(errno.EIO, "[red]no driver")
-
-    monkeypatch.setattr(doctor, "_devices", broken)
-    said = shoal("doctor")
-    assert said.code == 2
-    for part in ("[bold]one", "[red]no driver", "storage runs", "ray cluster"):
-        assert part in said.out
-
-
-def test_doctor_tells_of_storage_that_nodes_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shoal_ray import cluster
-
-    def refuse(*args: object, **more: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "runs")
-
-    node = {"Resources": {"CPU": 2, "memory": 1 << 30}, "NodeManagerHostname": "one", "NodeManagerAddress": "1.2.3.4"}
-    monkeypatch.setattr(cluster, "connected", lambda address: nullcontext())
-    monkeypatch.setattr(cluster, "alive_nodes", lambda: [node])
-    monkeypatch.setattr(cluster, "check_nodes", refuse)
-    found = {finding.what: finding for finding in doctor.examine("auto", tmp_path)}
-    assert found["node one 1.2.3.4"].good
-    assert not found["nodes agree"].good
-    assert "Permission denied" in found["nodes agree"].found
-
-
 @pytest.mark.parametrize(
     ("out", "parts"),
     [
@@ -338,15 +293,18 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk_ends_a_run_with_a_remedy_and_whole_checkpoints(
+def test_a_run_that_its_disk_has_no_room_for_is_refused_with_the_arithmetic_and_not_begun(
     shoal: Shoal, data: Path, tiny: Sequence[str], small_disk: Path
 ) -> None:
     words = ["seed-autoencoder", *tiny, "nets.hidden=[16]", "--data", data, "--out", small_disk / "run", "--local"]
-    refused(shoal("train", *words, "checkpoint.keep=99"), "No space left", "--resume", str(small_disk))
-    left = [path.name for path in (small_disk / "run" / "checkpoints").iterdir()]
-    assert left
-    assert not [name for name in left if name.endswith(".tmp")]
-    assert shoal("reconstruct", small_disk / "run", "--num", "4", "--out", "still-there.png").code == 0
+    said = shoal("train", *words, "checkpoint.keep=99")
+    refused(said, f"{small_disk} has 600.0 KiB free", "7 checkpoints of", "choose another --out")
+    assert list(small_disk.iterdir()) == []
+    assert shoal("train", *words, "checkpoint.keep=1", "report.images_every_samples=0").code == 0
+    said = shoal(
+        "train", "--resume", "--out", small_disk / "run", "--local", "duration_samples=1e6", "checkpoint.keep=9"
+    )
+    refused(said, "that it has", "checkpoint.keep")
 
 
 def test_a_full_disk_leaves_no_half_data_set(shoal: Shoal, small_disk: Path, tmp_path: Path) -> None:

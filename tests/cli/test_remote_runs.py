@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,9 +14,11 @@ from tests.processes import DEADLINE_SEC, start
 from tests.storage.faulty import Fault
 from tests.storage.s3 import S3
 
+from shoal import storage_trouble
 from shoal.checkpoint import newest, read, saved
-from shoal.remote_checkpoint import fetch, names
+from shoal.remote_checkpoint import fetch, names, samples_of
 from shoal.run import Run, read_rows
+from shoal.run_files import read_ended
 from shoal.storage.location import Location
 from shoal.storage.retry import Patience, patience
 from shoal_ray.following import followed
@@ -59,6 +61,14 @@ def download(home: Location, target: Path) -> Path:
     return target
 
 
+def named_by_chance(file: Path) -> bool:
+    return "tfevents" in file.name or file.parent.name == ".owners"
+
+
+def samples(paths: Iterable[Path | str]) -> list[int]:
+    return [samples_of(Path(path).name) for path in paths]
+
+
 def same_tensors(one: Path, two: Path) -> bool:
     ours, theirs = newest(one / "checkpoints"), newest(two / "checkpoints")
     assert ours is not None
@@ -76,11 +86,12 @@ def test_a_run_at_a_uri_has_what_a_run_in_a_directory_has(
     assert str(home) in said.out
     there = download(home, tmp_path / "there")
     files, expected = (
-        {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and "tfevents" not in file.name}
+        {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and not named_by_chance(file)}
         for run in (there, trained)
     )
     assert files == expected - {".lock"}
-    assert len(list(there.glob("tensorboard/*"))) == 1
+    assert len(list(there.glob("tensorboard/*"))) == len(list(there.glob("checkpoints/.owners/*"))) == 1
+    assert (read_ended(home)["how"], read_ended(home)["samples"]) == ("finished", 320)
     assert same_tensors(there, trained)
     assert json.loads((there / "environment.json").read_text())["data"] == str(far)
 
@@ -157,7 +168,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(shoal: Shoal, s3: S3, cache:
     said = shoal("train", "--resume", "--out", home, "--local")
     assert said.code == 0, said.error
     assert f"going on at sample {int(older):,}" in said.out
-    assert newest == names((home / "checkpoints").files())[0]
+    assert samples(names((home / "checkpoints").files())) == [320, 240, 160]
+    assert not [name for name in home.files() if f"/{newest}/" in name]
     assert same_tensors(download(home, cache / "there"), trained)
 
 
@@ -172,7 +184,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
 
     def kill(method: str, path: str) -> None:
         if method == "PUT" and path.partition("?")[0].endswith("state.json"):
-            sample = int(path.split("/")[-2])
+            sample = samples_of(path.split("/")[-2])
             if uploads and sample > max(uploads):
                 process.kill()
                 process.wait()
@@ -185,7 +197,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     assert process.returncode == -signal.SIGKILL, said
     left = download(home, tmp_path / "left")
     reached = max(uploads)
-    assert int(names((home / "checkpoints").files())[0]) == reached < 16000
+    assert samples(names((home / "checkpoints").files()))[0] == reached < 16000
     assert len(list(left.glob("checkpoints/*/tensors.safetensors"))) == len(uploads) + 1  # the next one's had arrived
 
     straight = tmp_path / "straight"
@@ -201,7 +213,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
         there = download(home, tmp_path / f"from-{node}")
         assert same_tensors(there, straight)
         kept = saved(there / "checkpoints")
-        assert [path.name for path in kept] == [path.name for path in saved(straight / "checkpoints")]
+        assert samples(kept) == samples(saved(straight / "checkpoints"))
         assert all(read(path) for path in kept)
         found, expected = (read_rows(run / "metrics.jsonl") for run in (there, straight))
         assert [row["samples"] for row in found] == [row["samples"] for row in expected]
@@ -238,8 +250,43 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert same_tensors(download(home, tmp_path / "there"), trained)
 
 
+def test_a_store_that_is_away_for_longer_than_one_asks_is_waited_for_too(
+    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is new while it answers 503 is kept here, and sent afterwards."""
+    home = s3.root / "x"
+    words = [*tiny, "duration_samples=6400", "checkpoint.every_samples=640", "report.images_every_samples=0"]
+    gone = False
+
+    def go(method: str, path: str) -> None:
+        nonlocal gone
+        if "metrics.jsonl" in path and method == "PUT" and not gone:
+            gone = True
+            s3.endpoint.faults.append(Fault(20, status=503))
+
+    s3.endpoint.before = go
+    with patience(Patience(total_sec=0.05, first_sec=0.01, on_wait=lambda text: None)):
+        said = shoal("train", "seed-autoencoder", *words, "--data", far, "--out", home, "--local")
+    assert said.code == 0, said.error
+    told = [record.message for record in caplog.records if record.name == "shoal.run"]
+    assert "does not answer" in told[0]
+    assert len(told) <= 2  # once, and once that it is over
+    straight = tmp_path / "straight"
+    assert shoal("train", "seed-autoencoder", *words, "--data", far, "--out", straight, "--local").code == 0
+    there = download(home, tmp_path / "there")
+    assert same_tensors(there, straight)
+    found, expected = (read_rows(run / "metrics.jsonl") for run in (there, straight))
+    assert [row["samples"] for row in found] == [row["samples"] for row in expected]
+
+
 def test_a_store_that_stays_away_stops_the_run_and_nothing_is_lost(
-    shoal: Shoal, tiny: Sequence[str], far: Location, s3: S3, cache: Path, tmp_path: Path, trained: Path
+    shoal: Shoal,
+    tiny: Sequence[str],
+    far: Location,
+    s3: S3,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home = s3.root / "x"
     s3.endpoint.before = lambda method, path: (
@@ -248,7 +295,9 @@ def test_a_store_that_stays_away_stops_the_run_and_nothing_is_lost(
         else None
     )
     words = [*tiny, "duration_samples=1e6", "checkpoint.every_samples=0"]
-    with patience(Patience(total_sec=0.2, first_sec=0.01, on_wait=lambda text: None)):
+    with patience(Patience(total_sec=0.2, first_sec=0.01, on_wait=lambda text: None)), monkeypatch.context() as patch:
+        patch.setattr(storage_trouble, "PATIENCE_SEC", 0.0)
+        patch.setattr(storage_trouble, "PATIENCE_AT_END_SEC", 0.0)
         said = shoal("train", "seed-autoencoder", *words, "--data", far, "--out", home, "--local")
     (copy,) = cache.glob("runs/*/written/x")
     refused(said, "storage does not answer", f"is kept in {copy} on this machine", "--resume")
@@ -351,7 +400,7 @@ def test_whoever_lists_at_any_moment_finds_only_whole_checkpoints(
     assert said.code == 0, said.error
     assert problems == []
     assert len(looks) > 10
-    assert [int(name) for name in names(direct.files())] == [320, 240, 160]
+    assert samples(names(direct.files())) == [320, 240, 160]
 
 
 def test_every_node_goes_on_from_the_checkpoint_that_the_first_worker_chose(
@@ -361,10 +410,7 @@ def test_every_node_goes_on_from_the_checkpoint_that_the_first_worker_chose(
     launch_world(2, Path(__file__).parents[1] / "ranks" / "remote.py", home, far, tmp_path)
     assert same_tensors(download(home, tmp_path / "there"), tmp_path / "straight")
     (copy,) = (tmp_path / "node-1").glob("runs/*/written/x")
-    assert [int(path.name) for path in saved(copy / "checkpoints")] == [
-        5 * 16,
-        4 * 16,
-    ]  # what it was told to begin with
+    assert samples(saved(copy / "checkpoints")) == [5 * 16, 4 * 16]  # what it was told to begin with
     assert not (copy / "metrics.jsonl").exists()
 
 

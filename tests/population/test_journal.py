@@ -1,6 +1,9 @@
 """What is in a journal once ``append`` has returned, and what a kill can leave of it."""
 
 import json
+import subprocess
+import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,3 +101,31 @@ def test_events_are_those_of_a_name_in_order() -> None:
         {"event": "birth", "member": 3},
     ]
     assert [row["member"] for row in events(rows, "birth")] == [1, 3]
+
+
+def test_a_writer_waits_for_one_before_it_and_knows_all_that_it_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    held = "import sys; from shoal_ray.population.journal import Journal; from pathlib import Path\n"
+    held += f"journal = Journal(Path({str(path)!r})); print(flush=True)\n"
+    held += "for line in sys.stdin: journal.append({'line': line.strip()}); print(flush=True)\n"
+    before = subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert before.stdin is not None
+    assert before.stdout is not None
+    before.stdout.readline()
+    opened: list[Journal] = []
+    after = threading.Thread(target=lambda: opened.append(Journal(path)))
+    after.start()
+    print("late", file=before.stdin, flush=True)  # by a process that is to be replaced, and not yet gone
+    before.stdout.readline()
+    assert not opened
+    before.kill()
+    before.communicate()
+    after.join(30)
+    with closing(opened[0]) as journal:
+        assert journal.rows == [{"line": "late"}]
+
+
+def test_a_writer_that_does_not_end_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_ray.population.journal.PREDECESSOR_SEC", 0.0)
+    with closing(Journal(tmp_path / "journal.jsonl")), pytest.raises(RunError, match="written by another process"):
+        Journal(tmp_path / "journal.jsonl")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.train.torch import config as torch_config
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.execution.tune_controller import TuneController
@@ -30,6 +31,7 @@ def holders() -> dict[str, Any]:
         "DataParallelTrainer": DataParallelTrainer,
         "TrainController": TrainController,
         "WorkerGroup": WorkerGroup,
+        "FixedScalingPolicy": FixedScalingPolicy,
         "ray.train.torch.config": torch_config,
     }
 
@@ -37,7 +39,7 @@ def holders() -> dict[str, Any]:
 @pytest.mark.parametrize(("holder", "names"), PRIVATE.items())
 def test_what_is_used_of_ray_is_there(holder: str, names: tuple[str, ...]) -> None:
     missing = [name for name in names if not hasattr(holders()[holder], name)]
-    assert not missing, f"Ray's {holder} has no {', '.join(missing)} any more; mend population/{{scheduler,hosted}}.py"
+    assert not missing, f"Ray's {holder} has no {', '.join(missing)} any more; mend population/scheduler.py or hosted.py"
 
 
 SIGNATURES = {
@@ -48,6 +50,7 @@ SIGNATURES = {
     PopulationBasedTraining.on_trial_add: ["tune_controller", "trial"],
     TuneController._schedule_trial_train: ["trial"],
     WorkerGroup._create_placement_group: ["scaling_config", "worker_group_context"],
+    WorkerGroup._init_train_context_on_workers: ["workers", "sync_actor", "train_context_args"],
     torch_config._setup_torch_process_group: ["backend", "world_rank", "world_size", "init_method", "timeout_s"],
     torch_config._shutdown_torch: ["destroy_process_group"],
 }
@@ -70,7 +73,7 @@ def test_ray_still_pauses_by_these_words() -> None:
 def test_the_callbacks_that_are_left_out_have_these_names() -> None:
     from ray.train.v2._internal.callbacks import datasets, placement_group_callback
 
-    from shoal_ray.population.hosted import NEEDLESS
+    from shoal_ray.hosted import NEEDLESS
 
     assert placement_group_callback.PlacementGroupCleanerCallback.__name__ in NEEDLESS
     assert datasets.DatasetsCallback.__name__ in NEEDLESS

@@ -14,7 +14,7 @@ import torch
 
 from shoal.config import build_config
 from shoal.execute import execute
-from shoal.remote_checkpoint import names
+from shoal.remote_checkpoint import names, samples_of
 from shoal.run import Run
 from shoal.storage.location import Location
 from shoal.world import World, launched_world
@@ -59,7 +59,7 @@ def opened(home: Location, world: World) -> Run:
 def take_back(home: Location) -> None:
     """Make as if the newest checkpoint had not been sent when its node was lost for a while."""
     newest = names((home / "checkpoints").files())[0]
-    assert int(newest) == 5 * BATCH
+    assert samples_of(newest) == 5 * BATCH
     (home / "checkpoints" / newest / "state.json").delete()
 
 

@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback that goes away, refuses and cuts off as told, in front of a real S3 endpoint."""
+"""An HTTP proxy that goes away, refuses and cuts off as told, in front of a real S3 endpoint."""
 
 import http.client
 import socket
@@ -33,10 +33,14 @@ class Fault:
 
 
 class FaultyEndpoint:
-    """A proxy to ``127.0.0.1:target``; ``requests`` are the method and path of all that came."""
+    """A proxy to ``127.0.0.1:target``; ``requests`` are the method and path of all that came.
 
-    def __init__(self, target: int) -> None:
+    It listens at ``address``, on loopback unless it is told another one.
+    """
+
+    def __init__(self, target: int, address: str = "127.0.0.1") -> None:
         self.target = target
+        self.address = address
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.before: Callable[[str, str], None] = lambda method, path: None
@@ -60,7 +64,7 @@ class FaultyEndpoint:
             def handle_error(self, request: object, client_address: object) -> None:
                 """Say nothing of the connections that `away` broke."""
 
-        self._server = Server(("127.0.0.1", self.port), _handler(self))
+        self._server = Server((self.address, self.port), _handler(self))
         self.port = self._server.server_address[1]
         self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()

@@ -4,6 +4,7 @@ Images are uint8 NCHW at rest and on their way to the device; they become float 
 the networks.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -49,7 +50,7 @@ class Stream:
     Global batch k holds positions ``k * batch .. (k + 1) * batch - 1`` of the split's order and so may cross epochs;
     ``rows`` is the slice of it that this rank gets. ``position`` counts samples of the whole world and is a multiple of
     ``batch``. A thread reads ahead; ``state()`` speaks of what the consumer got, not of what was read ahead. Close the
-    stream, or use it as a context manager, to end the thread.
+    stream, or use it as a context manager, to end the thread. ``waited_sec`` sums up how long the consumer had to wait.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Stream:
         self._rows = range(first, last)
         quotas = quotas_of(dataset, split, balance)
         self.balance = quotas.name if quotas else "none"
+        self.waited_sec = 0.0
         self._order = Order(dataset.fingerprint, seed, dataset.blocks(split), shuffle_window_blocks, quotas)
         self._quarantine = Quarantine(dataset, split, quarantine)
         self._window = (-1, -1)  # being read, while the next one is fetched from where it may be far away
@@ -209,7 +211,9 @@ class Stream:
         if self._closed:
             raise RuntimeError("the stream is closed")
         if not self._ready:
+            began = time.perf_counter()
             self._ready.extend(self._ahead[0].result())
+            self.waited_sec += time.perf_counter() - began
             self._ahead.popleft()
             self._read_ahead()
         batch = self._ready[0]  # left in place until it is good, so that a failed batch is never skipped

@@ -1,7 +1,7 @@
 """A small evaluation while a run trains, cheap enough to be repeated, that leaves no trace in the training."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Self
 
@@ -38,6 +38,7 @@ class Monitor:
         data: the data set.
         world: the workers that train together.
         num: images; None: as many as ``held_out.num_measured`` says.
+        on_progress: called after every block of images.
 
     Raises:
         ConfigError: more images than the held-out split has.
@@ -45,12 +46,18 @@ class Monitor:
     """
 
     def __init__(
-        self, objective: Objective, config: RunConfig, data: DataSet, world: World, num: int | None = None
+        self,
+        objective: Objective,
+        config: RunConfig,
+        data: DataSet,
+        world: World,
+        num: int | None = None,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         # No collective here: who makes a monitor may fail on one worker alone.
         self._model = Model(objective, config, data.shape, 0, world.device, data.num_classes)
         self._sample = Sample.of(data, held_out_split(config, data), num or num_measured(config, data))
-        self._share = Workshare(world, data.shape)
+        self._share = Workshare(world, data.shape, lambda what, done, total: on_progress())
         self._extractor = default_extractor(data) if self._generates else None
         self._real: Described | None = None
         self._key = _what_it_reads(config)

@@ -1,0 +1,110 @@
+"""A file of records on storage that refuses them: what is in it at any moment, and in the end."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shoal.growing_file import GrowingFile
+
+Write = Callable[[int, bytes, int], int]
+
+
+class Storage:
+    """os.pwrite and os.fsync of a disk that takes so many bytes and then refuses, until it takes more."""
+
+    def __init__(self) -> None:
+        self.room = 0
+        self.pwrite, self.fsync = os.pwrite, os.fsync
+
+    def write(self, handle: int, data: bytes, offset: int) -> int:
+        if self.room <= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        part = data[: self.room]
+        self.room -= len(part)
+        return self.pwrite(handle, part, offset)
+
+    def sync(self, handle: int) -> None:
+        if self.room <= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.fsync(handle)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(story=st.lists(st.tuples(st.binary(max_size=12), st.integers(0, 30)), max_size=12))
+def test_whatever_is_refused_and_when_all_records_come_in_their_order(
+    story: list[tuple[bytes, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(b"head")
+    storage = Storage()
+    with monkeypatch.context() as patch, GrowingFile(path, durable=True) as file:
+        patch.setattr(os, "pwrite", storage.write)
+        patch.setattr(os, "fsync", storage.sync)
+        expected = b"head"
+        for record, room in story:
+            storage.room = room
+            file.write(record)
+            expected += record
+            with suppress(OSError):
+                file.flush()
+            assert expected.startswith(path.read_bytes())  # no byte of another record, and none out of its place
+            assert file.waits or path.read_bytes() == expected
+        storage.room = 1000
+        file.flush()
+    assert path.read_bytes() == expected
+
+
+def refused(room: list[bool]) -> Write:
+    write = os.pwrite
+
+    def once(handle: int, data: bytes, offset: int) -> int:
+        if not room:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return write(handle, data, offset)
+
+    return once
+
+
+def test_after_an_error_the_file_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows"
+    path.touch()
+    room: list[bool] = []
+    monkeypatch.setattr(os, "pwrite", refused(room))
+    with GrowingFile(path, durable=True) as file:
+        file.write(b"one\n")
+        with pytest.raises(OSError, match="Stale file handle"):
+            file.flush()
+        room.append(True)
+        path.rename(tmp_path / "elsewhere")
+        with pytest.raises(FileNotFoundError, match=str(path)):
+            file.flush()
+        (tmp_path / "elsewhere").rename(path)
+        file.flush()
+        file.write(b"two\n")
+        file.flush()
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_file_that_took_its_place_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows"
+    path.touch()
+    room: list[bool] = []
+    with GrowingFile(path, durable=True) as file:
+        file.write(b"of one who was cut off\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", refused(room))
+            with pytest.raises(OSError, match="Stale file handle"):
+                file.flush()
+        (tmp_path / "new").write_bytes(b"of the next owner\n")
+        (tmp_path / "new").replace(path)
+        with pytest.raises(OSError, match="another file has taken its place"):
+            file.flush()
+    assert path.read_bytes() == b"of the next owner\n"
+    shutil.rmtree(tmp_path)
