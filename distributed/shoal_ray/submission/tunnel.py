@@ -1,0 +1,162 @@
+"""The way to a cluster of one's own machines: an ssh tunnel to its head, for as long as a command lasts."""
+
+import contextlib
+import ctypes
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from shoal.errors import ClusterError, ConfigError
+
+DASHBOARD_PORT = 8265
+OPEN_SEC = 30.0
+"""How long ssh may take; when someone has to type a passphrase, that does not count."""
+
+LOOK_SEC = 0.05
+PR_SET_PDEATHSIG = 1
+
+OPTIONS = (
+    "ExitOnForwardFailure=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=10",  # so that a line that went dead ends ssh, and is opened anew
+    "ServerAliveCountMax=3",
+    "ControlPath=none",  # a connection that is shared would outlive us, forwarding and all
+)
+
+
+@dataclass(frozen=True)
+class Login:
+    """How to get to a cluster's head, out of its ``cluster.yaml``.
+
+    Attributes:
+        host: its address.
+        user, key, proxy_command: as in the file; None where it leaves that to ssh.
+    """
+
+    host: str
+    user: str | None = None
+    key: Path | None = None
+    proxy_command: str | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> "Login":
+        """Read the provider's and the login's section of a Ray cluster file.
+
+        Raises:
+            ConfigError: no such file, not a cluster file, or one of a cloud.
+        """
+        try:
+            sections = yaml.safe_load(file.read_text())
+            provider, auth = sections["provider"], sections.get("auth") or {}
+            kind, host = provider["type"], provider.get("head_ip")
+        except OSError as error:
+            raise ConfigError(f"--cluster {file}: {error.strerror}; give the file that `ray up` takes") from None
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+            raise ConfigError(f"--cluster {file} is not a Ray cluster file; give the one that `ray up` takes") from None
+        if kind != "local" or not isinstance(host, str):
+            raise ConfigError(
+                f"--cluster {file}: its head's address is known to the provider '{kind}' only; run `ray dashboard"
+                f" {shlex.quote(str(file))}`, which opens a tunnel, and give --address http://127.0.0.1:{DASHBOARD_PORT}"
+            )
+        key = auth.get("ssh_private_key")
+        return cls(host, auth.get("ssh_user"), Path(key).expanduser() if key else None, auth.get("ssh_proxy_command"))
+
+    def command(self, local_port: int) -> list[str]:
+        """Return the words of ssh that forward a port here to the dashboard there; known_hosts is ssh's own."""
+        options = [*OPTIONS, *([f"ProxyCommand={self.proxy_command}"] if self.proxy_command else [])]
+        return [
+            "ssh",
+            "-N",
+            *(word for option in options for word in ("-o", option)),
+            "-L",
+            f"127.0.0.1:{local_port}:127.0.0.1:{DASHBOARD_PORT}",
+            *(["-i", str(self.key), "-o", "IdentitiesOnly=yes"] if self.key else []),
+            *(["-l", self.user] if self.user else []),
+            "--",
+            self.host,
+        ]
+
+
+class Tunnel:
+    """An ssh process that forwards a port of this machine to a head's dashboard."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port: int = free.getsockname()[1]
+        self._ssh: subprocess.Popen[bytes] | None = None
+        self._said = tempfile.TemporaryFile()  # not a pipe, which a talkative ssh would fill  # noqa: SIM115
+
+    @property
+    def address(self) -> str:
+        """The URL of the dashboard, from here."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["Tunnel"]:
+        """Keep it open while the block lasts."""
+        try:
+            self.mend()
+            yield self
+        finally:
+            if self._ssh is not None:
+                self._ssh.terminate()
+                self._ssh.wait()
+            self._said.close()
+
+    def mend(self) -> None:
+        """Open it, unless it is open.
+
+        Raises:
+            ClusterError: ssh gave up; with its words.
+        """
+        if self._ssh is not None and self._ssh.poll() is None:
+            return
+        words = self._login.command(self._port)
+        self._said.truncate(0)
+        try:
+            self._ssh = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,  # it asks for a passphrase at the terminal itself
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+                preexec_fn=_bound_to_us,
+            )
+        except FileNotFoundError:
+            raise ClusterError("there is no ssh here; install it, or give --address instead of --cluster") from None
+        patience = None if sys.stdin.isatty() else time.monotonic() + OPEN_SEC
+        while not self._is_open():
+            if self._ssh.poll() is not None:
+                self._said.seek(0)
+                said = self._said.read().decode(errors="replace").strip() or "it said nothing"
+                raise ClusterError(
+                    f"no tunnel to the head: ssh said: {said}. `{shlex.join(words)}` has to work here; where it asks"
+                    " about the host's key, log in once by hand"
+                )
+            if patience is not None and time.monotonic() > patience:
+                raise ClusterError(f"no tunnel to the head {self._login.host}: ssh took more than {OPEN_SEC:g} s")
+            time.sleep(LOOK_SEC)
+
+    def _is_open(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+def _bound_to_us() -> None:
+    """Have ssh end when this process does, however that is, and not by a Ctrl-C that is meant for us alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

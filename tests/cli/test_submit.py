@@ -1,0 +1,93 @@
+"""What `shoal submit` and `shoal jobs` say where there is no cluster, or not for us: one line, exit code 2."""
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Said, Shoal
+
+ADDRESSED = [
+    ("jobs", "list"),
+    ("jobs", "logs", "x"),
+    ("jobs", "stop", "x"),
+    ("submit", "--", "train", "vae", "--out", "/x"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nobody_in_particular(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """As a cluster answers that asks for the token ``right``, and is otherwise no cluster."""
+
+    def do_GET(self) -> None:
+        said = self.headers["Authorization"]
+        self.send_response(401 if said is None else 200 if said == "Bearer right" else 403)
+        self.end_headers()
+        self.wfile.write(b"<html>")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def refused(said: Said, *texts: str) -> None:
+    assert (said.code, said.out) == (2, "")
+    assert said.error.startswith("error: ")
+    assert all(text in said.error for text in texts), said.error
+
+
+@pytest.mark.parametrize("words", ADDRESSED, ids=lambda words: " ".join(words[:2]))
+def test_nobody_answers(shoal: Shoal, words: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    command = 1 if words[0] == "submit" else 2
+    said = shoal(*words[:command], "--address", address, *words[command:])
+    refused(said, f"no cluster answers at {address}: Connection refused", "ray up cluster.yaml", "--cluster")
+
+
+def test_a_token_is_asked_for(shoal: Shoal, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(shoal("jobs", "list", "--address", server), "asks for a token, and there is none here")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    refused(shoal("jobs", "list", "--address", server), "refuses our token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    refused(shoal("jobs", "list", "--address", server), "what answers is no dashboard of Ray")
+
+
+def test_a_proxy_is_not_asked_for_this_machine(shoal: Shoal, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    refused(shoal("jobs", "list", "--address", server), "asks for a token")
+
+
+def test_too_large_a_tree_is_refused_before_anyone_is_asked(shoal: Shoal, tmp_path: Path) -> None:
+    with (tmp_path / "huge.bin").open("wb") as file:
+        file.truncate(101 * 2**20)
+    said = shoal("submit", "--address", "http://127.0.0.1:9", "--", "train", "vae", "--out", "/x")
+    refused(said, "1 files, 101.0 MiB", "more than the 100 MiB", "huge.bin", ".rayignore")
+    (tmp_path / ".rayignore").write_text("*.bin")
+    refused(
+        shoal("submit", "--address", "http://127.0.0.1:9", "--", "train", "vae", "--out", "/x"), "no cluster answers"
+    )
+
+
+def test_options_after_the_command_are_its_own(shoal: Shoal) -> None:
+    said = shoal("submit", "train", "vae", "--out", "runs/x", "--address", "http://127.0.0.1:9")
+    refused(said, "--address http://127.0.0.1:9 after --")
+    assert "No such option: --nonsense" in shoal("submit", "--", "train", "vae", "--nonsense").error

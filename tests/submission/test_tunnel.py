@@ -1,0 +1,178 @@
+"""The tunnel of `--cluster`, through a real sshd on loopback with keys of its own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.processes import descendants
+from tests.submission.conftest import Cluster, free_ports, wait_for
+
+from shoal.errors import ClusterError, ConfigError
+from shoal_ray.submission import tunnel
+from shoal_ray.submission.connect import connected
+from shoal_ray.submission.tunnel import Login, Tunnel
+
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+
+needs_sshd = pytest.mark.skipif(
+    SSHD is None or os.geteuid() != 0 or shutil.which("ssh") is None, reason="needs root, and Debian's openssh-server"
+)
+
+CLUSTER = """
+cluster_name: test
+provider:
+  type: local
+  head_ip: 127.0.0.1
+  worker_ips: []
+auth:
+  ssh_user: root
+  ssh_private_key: {key}
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """An sshd, and how this machine gets to it.
+
+    Attributes:
+        file: the cluster file.
+        known_hosts: what ssh knows of it; empty at first.
+        host_key: what belongs there.
+    """
+
+    file: Path
+    known_hosts: Path
+    host_key: str
+
+    def introduce(self) -> None:
+        self.known_hosts.write_text(self.host_key)
+
+
+@pytest.fixture
+def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
+    assert SSHD is not None
+    (port,) = free_ports(1)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    (tmp_path / "authorized").write_text((tmp_path / "user.pub").read_text())
+    (tmp_path / "authorized").chmod(0o600)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": tmp_path / "host",
+        "AuthorizedKeysFile": tmp_path / "authorized",
+        "PidFile": "none",
+        "UsePAM": "no",
+        "StrictModes": "no",
+        "PermitRootLogin": "yes",
+        "PasswordAuthentication": "no",
+    }
+    (tmp_path / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    # In place of the user's own ~/.ssh: which port, and whom it knows.
+    mine = {"Port": port, "UserKnownHostsFile": tmp_path / "known", "GlobalKnownHostsFile": "none", "BatchMode": "yes"}
+    (tmp_path / "ssh_config").write_text("".join(f"{key} {value}\n" for key, value in mine.items()))
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {tmp_path / "ssh_config"} "$@"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    (tmp_path / "cluster.yaml").write_text(CLUSTER.format(key=tmp_path / "user"))
+    daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", tmp_path / "sshd_config"], stderr=subprocess.PIPE)
+    try:
+        yield Head(
+            tmp_path / "cluster.yaml",
+            tmp_path / "known",
+            f"[127.0.0.1]:{port} {' '.join((tmp_path / 'host.pub').read_text().split()[:2])}\n",
+        )
+    finally:
+        daemon.terminate()
+        daemon.communicate()
+
+
+def tunnels_of(pid: int) -> list[int]:
+    return [child for child, title in descendants(pid).items() if title.startswith(b"ssh\0") or b"/ssh\0" in title]
+
+
+@needs_sshd
+def test_a_command_goes_through_and_a_broken_tunnel_is_opened_again(
+    head: Head, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "DASHBOARD_PORT", cluster.port)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
+    head.introduce()
+    with connected(None, head.file) as api:
+        assert isinstance(api.jobs(), list)
+        (ssh,) = tunnels_of(os.getpid())
+        os.kill(ssh, signal.SIGKILL)
+        assert isinstance(api.jobs(), list)
+        (again,) = tunnels_of(os.getpid())
+        assert again != ssh
+        os.kill(again, signal.SIGINT)  # a Ctrl-C reaches it too, and is not meant for it
+        assert isinstance(api.jobs(), list)
+        assert tunnels_of(os.getpid()) == [again]
+    assert tunnels_of(os.getpid()) == []
+    with pytest.raises(ConfigError, match="give one"), connected(cluster.address, head.file):
+        pass
+
+
+@needs_sshd
+def test_a_host_that_is_not_known_is_not_trusted(head: Head) -> None:
+    unknown = pytest.raises(ClusterError, match=r"(?s)Host key verification failed.*log in once by hand")
+    with unknown, Tunnel(Login.read(head.file)).opened():
+        pass
+    head.introduce()
+    (head.file.parent / "authorized").write_text("")
+    with pytest.raises(ClusterError, match="Permission denied"), Tunnel(Login.read(head.file)).opened():
+        pass
+
+
+@needs_sshd
+def test_no_tunnel_outlives_who_opened_it(head: Head) -> None:
+    head.introduce()
+    code = (
+        "import sys, time; from pathlib import Path; from shoal_ray.submission.tunnel import Login, Tunnel\n"
+        "with Tunnel(Login.read(Path(sys.argv[1]))).opened(): print(flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, head.file], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    (ssh,) = tunnels_of(process.pid)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not Path(f"/proc/{ssh}").exists() or "Z" in Path(f"/proc/{ssh}/stat").read_text())
+    process.stdout.close()
+
+
+def test_words_of_a_file_are_words_of_ssh(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("{provider: {type: local, head_ip: '-oProxyCommand=touch /x'}, auth: {ssh_user: 'a b; c'}}")
+    words = Login.read(file).command(1234)
+    assert words[-2:] == ["--", "-oProxyCommand=touch /x"]  # a host, whatever it looks like
+    assert words[words.index("-l") + 1] == "a b; c"
+    assert "127.0.0.1:1234:127.0.0.1:8265" in words
+    assert "-i" not in words
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("provider: {type: aws}", "ray dashboard"),
+        ("provider: {type: local}", "ray dashboard"),
+        ("[]", "not a Ray cluster file"),
+        ("a: [", "not a Ray cluster file"),
+        ("", "not a Ray cluster file"),
+    ],
+)
+def test_another_file_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        Login.read(tmp_path / "cluster.yaml")
+    with pytest.raises(ConfigError, match="No such file"):
+        Login.read(tmp_path / "none.yaml")
