@@ -1,0 +1,1 @@
+"""Clusters to be launched: what their files say, whether their machines are ready; files for other launchers."""
