@@ -5,12 +5,16 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -20,12 +24,15 @@ from shoal.run_files import Place, local_path
 from shoal.storage.location import Location
 from shoal.storage.retry import Patience, patience
 from shoal_ray import warm
-from shoal_ray.resources import Resources, check_capacity, settle_gpus
+from shoal_ray.resources import Resources, check_capacity, fitting, settle_gpus
 
 KNOCK_TIMEOUT_SEC = 5
 
 PROBE_TIMEOUT_SEC = 60
 """How long a node may take to answer; a fresh worker process imports torch first."""
+
+KEEP_WARM_SEC = 120.0
+"""Nurseries that nobody asks for end after some minutes; those of spare nodes are to be there when they are needed."""
 
 PROBE_PATIENCE_SEC = 15
 """How long a node waits for a store, within that."""
@@ -40,6 +47,9 @@ def connected(address: str | None) -> Iterator[None]:
     """
     # How soon a lost worker is noticed, and the end of the run; Ray's own 2 s are long next to a short run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # The controller of a run is in this process: its log would be on the screen.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     # An actor of its own that watches for cloud preemption notices: nothing to see on one's own machines.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if address:
@@ -88,14 +98,34 @@ def _unreachable(address: str | None, why: str) -> str:
     )
 
 
+def free_nodes() -> list[Mapping[str, float]]:
+    """Return what nobody uses of every node that is up."""
+    found: dict[str, Mapping[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]  # ray's own
+    return list(found.values())
+
+
 def free_resources() -> str:
     """Return what of the cluster nobody uses, in words."""
-    free = ray.available_resources()  # type: ignore[no-untyped-call]  # ray's own
-    return f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
+    free = free_nodes()
+    cpus, gpus = (sum(node.get(kind, 0) for node in free) for kind in ("CPU", "GPU"))
+    return f"{cpus:g} CPUs, {gpus:g} GPUs on {len(free)} node(s)"
 
 
-def preflight(resources: Resources, run_parent: Place, data: Location) -> Resources:
-    """Check capacity, versions, storage and data on every node; return the resources with the GPUs settled.
+@dataclass(frozen=True)
+class Ready:
+    """What a preflight found.
+
+    Attributes:
+        resources: with the GPUs settled.
+        worker_env: Ray's runtime environment of workers: how they start, where that is other than usual.
+    """
+
+    resources: Resources
+    worker_env: Mapping[str, str]
+
+
+def preflight(resources: Resources, run_parent: Place, data: Location) -> Ready:
+    """Check capacity, versions, storage and data on every node, and have each prepare for workers.
 
     Raises:
         ClusterError: says what there is and what was asked for.
@@ -103,9 +133,10 @@ def preflight(resources: Resources, run_parent: Place, data: Location) -> Resour
     nodes = alive_nodes()
     settled = settle_gpus(resources, [node["Resources"] for node in nodes])
     check_capacity(settled, [node["Resources"] for node in nodes])
-    if len(nodes) > 1 or nodes[0]["NodeID"] != ray.get_runtime_context().get_node_id():
-        check_nodes(nodes, run_parent, data)
-    return settled
+    context, pythons = ray.get_runtime_context(), [sys.executable]
+    if len(nodes) > 1 or nodes[0]["NodeID"] != context.get_node_id():
+        pythons = check_nodes(nodes, run_parent, data, settled)
+    return Ready(settled, warm.runtime_env(pythons, [*context.runtime_env]))
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -113,8 +144,15 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray's own
 
 
-def check_nodes(nodes: list[dict[str, Any]], run_parent: Place, data: Place | None) -> None:
+def check_nodes(
+    nodes: list[dict[str, Any]], run_parent: Place, data: Place | None, resources: Resources | None = None
+) -> list[str]:
     """Ask every node for its versions, a file in the runs' folder, and the fingerprint of a data set, if one is named.
+
+    Where a worker of ``resources`` would fit, a process starts to import what workers need.
+
+    Returns:
+        the Python of each node.
 
     Raises:
         ClusterError: names every node that differs.
@@ -124,10 +162,15 @@ def check_nodes(nodes: list[dict[str, Any]], run_parent: Place, data: Place | No
         asked = {
             f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(shared), node["NodeID"], str(data) if data else None)
+            ).remote(
+                str(shared),
+                node["NodeID"],
+                str(data) if data else None,
+                resources is not None and fitting(resources, [node["Resources"]]) > 0,
+            )
             for node in nodes
         }
-        problems = []
+        problems, pythons = [], []
         fingerprint = load_manifest(data).fingerprint if data else None
         for name, reference in asked.items():
             try:
@@ -135,6 +178,7 @@ def check_nodes(nodes: list[dict[str, Any]], run_parent: Place, data: Place | No
             except ray.exceptions.RayError as error:
                 problems.append(f"{name}: no answer: {str(error).strip().splitlines()[-1]}; install shoal there")
                 continue
+            pythons.append(answer["executable"])
             problems += [
                 f"{name}: {what} {answer[what]}, here {value}; install the same version everywhere"
                 for what, value in versions().items()
@@ -151,6 +195,37 @@ def check_nodes(nodes: list[dict[str, Any]], run_parent: Place, data: Place | No
                 )
         if problems:
             raise ClusterError("the cluster is not ready:\n  " + "\n  ".join(problems))
+    return pythons
+
+
+@contextmanager
+def kept_warm(ready: Ready) -> Iterator[None]:
+    """While the block lasts, keep what makes workers start fast alive on every node where one fits, new ones too."""
+    if not ready.worker_env:
+        yield
+        return
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.wait(KEEP_WARM_SEC):
+            with suppress(ray.exceptions.RayError):
+                for node in alive_nodes():
+                    if fitting(ready.resources, [node["Resources"]]):
+                        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                        prepare.options(scheduling_strategy=there).remote()
+
+    thread = threading.Thread(target=ask, name="warm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def prepare() -> None:
+    """Run on one node: have its nursery started, or go on."""
+    warm.hatch()
 
 
 @contextmanager
@@ -171,9 +246,11 @@ def signing_place(run_parent: Place) -> Iterator[Location]:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def probe(shared: str, node_id: str, data: str | None) -> dict[str, Any]:
+def probe(shared: str, node_id: str, data: str | None, prepares: bool = False) -> dict[str, Any]:
     """Run on one node: tell versions and what it sees of the data set, and sign in the driver's folder if it can."""
-    found: dict[str, Any] = versions() | {"node_id": node_id, "storage": None}
+    if prepares:
+        warm.hatch()
+    found: dict[str, Any] = versions() | {"node_id": node_id, "storage": None, "executable": sys.executable}
     place = Location.parse(shared)
     with patience(Patience(total_sec=PROBE_PATIENCE_SEC)):
         try:

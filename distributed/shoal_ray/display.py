@@ -137,7 +137,7 @@ class Display(Screen):
         return [
             (name, value)
             for name, value in self._row.items()
-            if isinstance(value, int | float) and not name.startswith(("samples", "speed/"))
+            if isinstance(value, int | float) and not name.startswith(("samples", "time", "speed/"))
         ]
 
     def _speed(self) -> float:

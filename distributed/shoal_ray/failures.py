@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,35 @@ CONTROLLER_FAILURES = 10
 
 
 class FailureLog(UserCallback):
-    """Writes down every loss of workers, from the process that replaces them."""
+    """Writes down every loss of workers when it is noticed, from the process that replaces them.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: a row is appended to: ``time`` (seconds since 1970), ``attempt`` (which group of workers, from 1; left out
+            where nobody counts), ``workers`` (what each lost rank said, by rank).
+        attempt: the group of workers.
+    """
+
+    def __init__(self, path: Path, attempt: int | None = None) -> None:
         self._path = path
+        self._attempt = attempt
+        self.lost: dict[Any, str] = {}
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Append a row: when, which ranks, and what they said."""
-        row = {
-            "time": time.time(),
-            "workers": {rank: _gist(error) for rank, error in worker_exceptions.items()},
-        }
+        self.write({rank: gist(error) for rank, error in worker_exceptions.items()})
+
+    def write(self, workers: Mapping[Any, str]) -> None:
+        """Append a row."""
+        self.lost = dict(workers)
+        row: dict[str, Any] = {"time": time.time()}
+        if self._attempt is not None:
+            row["attempt"] = self._attempt
+        row["workers"] = self.lost
         # A note that cannot be written must not bring down the controller that replaces the workers.
         with suppress(OSError), self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def _gist(error: Exception) -> str:
+def gist(error: BaseException) -> str:
     """Return an exception's last line: before it, Ray puts the traceback of the worker."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

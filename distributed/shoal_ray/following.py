@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from shoal.errors import StorageError
 from shoal.run import Run
-from shoal.run_files import FAILURES, METRICS, fetch_settings
+from shoal.run_files import FAILURES, METRICS, STARTS, WORKERS, fetch_settings
 from shoal.storage.mirror import Mirror
 
 EVERY_SEC = 1.0
@@ -46,7 +46,7 @@ def followed(run: Run) -> Iterator[Run]:
         thread.join()
         with suppress(StorageError):  # the workers have said what there is to say
             mirror.push([FAILURES])
-            mirror.pull([METRICS])
+            mirror.pull([METRICS, STARTS, WORKERS])
 
 
 def _size(mirror: Mirror) -> int:

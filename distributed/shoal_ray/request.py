@@ -11,6 +11,7 @@ from shoal.loop import check, check_resume
 from shoal.objectives import load_plugin
 from shoal.run import Run
 from shoal.run_files import Place, local_path, refuse_existing, refuse_locked
+from shoal.space_check import refuse_little_space
 from shoal.storage.location import Location
 from shoal.storage.mirror import Mirror, refuse_unwritable
 from shoal.warm_start import NOTED, WarmStart, plan
@@ -65,8 +66,7 @@ class Request:
         opened = DataSet.open(data)
         request.cautions = check(config, opened, workers)
         request.warm_start = plan(config, opened, place)
-        if local_path(place) is None:
-            refuse_unwritable(Location.parse(place))
+        refuse_unfit_storage(place, config, opened)
         return request
 
     @classmethod
@@ -119,8 +119,7 @@ class Request:
                     f"duration_samples={request.config.duration_samples} lies before sample {found.samples}, where the"
                     f" run stands; use duration_samples > {found.samples}"
                 )
-        if local_path(place) is None:
-            refuse_unwritable(Location.parse(place))
+        refuse_unfit_storage(place, request.config, opened)
         return request
 
     @property
@@ -143,3 +142,16 @@ class Request:
             return Run.create(self.place, self.config, self.data, plugin=self._plugin, facts=facts)
         with self._old.locked():  # not under the feet of a process that trains it now
             return self._old.save(self.data, facts)
+
+
+def refuse_unfit_storage(place: Place, config: RunConfig, data: DataSet) -> None:
+    """Refuse a place that a run cannot be written to, or whose disk is too small for its checkpoints.
+
+    Raises:
+        StorageError: with what is wrong.
+    """
+    path = local_path(place)
+    if path is None:
+        refuse_unwritable(Location.parse(place))
+    else:
+        refuse_little_space(path, config, data)

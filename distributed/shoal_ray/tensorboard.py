@@ -2,13 +2,16 @@
 
 import time
 import warnings
+from collections.abc import Sequence
 
 from shoal.loop import Tick
 from shoal.run import Run
+from shoal.starts import Restarts, restarts
+from shoal.worker_stats import WorkerStats, rates_of_hosts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # tensorboard's generated code warns on import, about itself
-    from torch.utils.tensorboard import SummaryWriter
+    from shoal_ray.event_file import PatientSummaryWriter
 
 FOLDER = "tensorboard"
 
@@ -27,7 +30,9 @@ class TensorBoardSink:
             for lost in (run.path / FOLDER).glob("events.out.tfevents.*"):
                 lost.unlink()
         self._quarantined = 0
-        self._writer = SummaryWriter(str(run.path / FOLDER), purge_step=samples + 1 if samples else 0)
+        self._path = run.path
+        self._restarts: Restarts | None = None  # counted at the first tick: this start is written down before that
+        self._writer = PatientSummaryWriter(str(run.path / FOLDER), purge_step=samples + 1 if samples else 0)
         if not samples:
             self._writer.add_text("config", "```yaml\n" + run.config.to_yaml() + "```", 0)
 
@@ -36,6 +41,11 @@ class TensorBoardSink:
         now = time.time()
         for name, value in tick.scalars.items():
             self._writer.add_scalar(name, value, tick.samples, walltime=now)
+        for name, value in figures_of_workers(tick.workers).items():
+            self._writer.add_scalar(name, value, tick.samples, walltime=now)
+        if self._restarts is None:
+            self._restarts = restarts(self._path)
+        self._writer.add_scalar("speed/restarts", self._restarts.count, tick.samples, walltime=now)
         for name, picture in tick.images.items():
             self._writer.add_image(name, picture, tick.samples, walltime=now, dataformats="HWC")
         if len(tick.quarantined) != self._quarantined:
@@ -47,3 +57,15 @@ class TensorBoardSink:
     def close(self) -> None:
         """Finish the event file."""
         self._writer.close()
+
+
+def figures_of_workers(workers: Sequence[WorkerStats]) -> dict[str, float]:
+    """Return a curve's next value for every worker and every host, by tag; none where one worker is alone."""
+    found: dict[str, float] = {}
+    if len(workers) > 1:
+        for worker in workers:
+            found[f"worker/{worker.rank}/samples_per_sec"] = worker.samples_per_sec
+            found[f"worker/{worker.rank}/data_wait_share"] = worker.data_wait_share
+            found[f"worker/{worker.rank}/communication_share"] = worker.communication_share
+        found |= {f"node/{host}/samples_per_sec": rate for host, rate in rates_of_hosts(workers).items()}
+    return found

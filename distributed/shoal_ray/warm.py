@@ -1,15 +1,20 @@
 """Worker processes by forking one that has imported torch, instead of importing it in each.
 
-Every Ray worker imports torch first, which is most of what a search of small models on one machine waits for. Here one
-process imports it once (the *nursery*, started by the driver). Ray is told, by ``py_executable``, to start its workers
-with this module, which passes arguments, environment and standard streams on to the nursery and waits for the fork of
-it that does the work. The fork ends when whoever waits for it is killed, and the other way round.
+Every worker imports torch first, which is most of what a start waits for: that of a search of small models, that of a
+run whose workers were lost. Here one process of each node imports it once (the *nursery*, see ``nursery.py``). Ray is
+told, by ``py_executable``, to start its workers with this module, which passes arguments, environment and standard
+streams on to the nursery and waits for the fork of it that does the work. The fork ends when whoever waits for it is
+killed, and the other way round.
 
-Only for the cluster that Shoal starts on its own machine. Where no nursery answers, the worker starts as usual.
+On the cluster that Shoal starts on its own machine the driver starts the nursery, which ends with it. On any other
+cluster a node's nursery belongs to a user and to the very code that it has imported; who needs it first starts it, and
+it ends with its raylet, or when nobody has asked for it for some minutes. Where none answers, the worker starts as
+usual.
 """
 
 import json
 import os
+import select
 import socket
 import struct
 import sys
@@ -18,35 +23,27 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:  # what is imported up here is paid for by every worker
     import subprocess
-    from collections.abc import Iterator
+    from collections.abc import Sequence
+    from pathlib import Path
 
 ANSWER_SEC = 60.0
 """How long a worker waits for a nursery that is still importing."""
+STATUS_SEC = 5.0
+"""How long the status of a worker that has ended may be on its way."""
 
 _nurseries: "dict[str, subprocess.Popen[bytes]]" = {}
 """That this process has started, by the path of its socket: one at most."""
 
 LENGTH = struct.Struct("!Q")
-PRELOADED = (
-    "torch._dynamo",  # which every optimizer imports
-    "torchvision",
-    "pandas",
-    "pyarrow.fs",
-    "jsonschema",
-    "requests",
-    "rich.console",
-    "shoal.execute",
-    "shoal.quality.monitor",
-    "shoal_ray.tensorboard",
-)
-"""Everything heavy but Ray, whose library does not survive a fork."""
+OTHER_PYTHONS = {"pip", "uv", "conda", "container", "image_uri", "py_executable"}
+"""Keys of a runtime environment that say which Python runs a worker."""
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
 
 
 def begin() -> str:
-    """Start the nursery, unless there is one; return what Ray shall start its workers with.
+    """Start the nursery of a cluster here, unless there is one; return what Ray shall start its workers with.
 
     It ends with this process and the last worker, whichever is later.
     """
@@ -58,12 +55,26 @@ def begin() -> str:
     if not _nurseries:
         path = str(Path(tempfile.mkdtemp(prefix="shoal-"), "nursery"))
         _nurseries[path] = subprocess.Popen(
-            [sys.executable, "-m", "shoal_ray.warm", "--serve", path],
+            [sys.executable, "-m", "shoal_ray.nursery", "--of-driver", path],
             stdin=subprocess.PIPE,  # never written to: its end tells of this process's
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is the driver's to hear
         )
     return shlex.join([sys.executable, "-m", "shoal_ray.warm", "--by", next(iter(_nurseries))])
+
+
+def runtime_env(pythons: "Sequence[str]", job: "Sequence[str]") -> dict[str, str]:
+    """Return what has the workers of somebody else's cluster start from the nursery of their node.
+
+    Args:
+        pythons: that run the workers of each node now. Where they differ, workers start as usual.
+        job: keys of the runtime environment that the workers inherit.
+    """
+    import shlex
+
+    if len(set(pythons)) != 1 or OTHER_PYTHONS & set(job):
+        return {}
+    return {"py_executable": shlex.join([pythons[0], "-m", "shoal_ray.warm", "--of-node"])}
 
 
 # --- the process that Ray starts --------------------------------------------------------------------------------------
@@ -79,156 +90,140 @@ def stand_in(path: str, arguments: list[str]) -> NoReturn:
         payload = json.dumps(request).encode()
         socket.send_fds(line, [LENGTH.pack(len(payload))], [0, 1, 2])
         line.sendall(payload)
-        line.recv(LENGTH.size)  # the pid: from here on there is a worker
-        line.settimeout(None)
-    except OSError:
-        os.execv(sys.executable, [sys.executable, *arguments])
-    answer = line.recv(LENGTH.size)
-    os._exit(LENGTH.unpack(answer)[0] & 0xFF if len(answer) == LENGTH.size else 1)
+        (worker,) = LENGTH.unpack(line.recv(LENGTH.size))  # the pid: from here on there is a worker
+    except (OSError, struct.error):
+        start_as_usual(arguments)
+    with suppress(ProcessLookupError):  # it has ended already
+        worker = os.pidfd_open(worker)
+        ended: list[int] = [line.fileno(), worker]
+        select.select(ended, [], [])
+        line.settimeout(STATUS_SEC)
+    answer = b""
+    with suppress(OSError):
+        answer = line.recv(LENGTH.size)
+    if len(answer) == LENGTH.size:
+        os._exit(LENGTH.unpack(answer)[0] & 0xFF)
+    with suppress(OSError):  # the nursery is gone, which is no reason to give up its worker
+        select.select([worker], [], [])
+    os._exit(1)
 
 
-# --- the nursery ------------------------------------------------------------------------------------------------------
+def start_as_usual(arguments: list[str]) -> NoReturn:
+    """Become the worker, without a nursery."""
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
-def preload() -> None:
-    """Import what workers need. Nothing of it may start a thread: a fork has none but its own."""
-    import gc
-    from importlib import import_module
-
-    for name in PRELOADED:
-        import_module(name)
-    gc.collect()
-    gc.freeze()
+# --- the nursery of a node --------------------------------------------------------------------------------------------
 
 
-def serve(path: str) -> None:
-    """Fork workers for whoever connects to ``path``, until standard input ends and no worker is left."""
-    import selectors
-    import shutil
-    import signal
+def nursery_of_node(raylet: int) -> str:
+    """Return the path of the nursery of this user, this code and this raylet, started if there is none.
+
+    Raises:
+        OSError: there cannot be one: somebody else has made its folder, or a path is too long.
+    """
+    import fcntl
+    import subprocess
+
+    folder = private_folder()
+    path = folder / fingerprint(raylet)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that find none, one starts it
+        if not knock(path):
+            with suppress(FileNotFoundError):
+                path.unlink()
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(path))
+                listener.listen(128)  # from now on, who connects is served when everything is imported
+                subprocess.Popen(
+                    [sys.executable, "-m", "shoal_ray.nursery", "--of-node", str(listener.fileno()), str(raylet)],
+                    pass_fds=[listener.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,  # not to end with the worker that needed it first
+                )
+    return str(path)
+
+
+def hatch() -> None:
+    """Start the nursery of this node, unless there is one, from a worker that was started without; or keep it alive."""
+    import subprocess
+
+    # By a process in between: Ray ends the children of a worker with it.
+    command = [sys.executable, "-m", "shoal_ray.warm", "--hatch", str(os.getppid())]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+
+
+def knock(path: "Path") -> bool:
+    """Tell whether somebody listens at a socket."""
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(ANSWER_SEC)
+        try:
+            line.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
+def private_folder() -> "Path":
+    """Return a folder that nobody else can use, made if need be.
+
+    Raises:
+        PermissionError: somebody else has made it, or may write into it.
+    """
+    import stat
+    import tempfile
     from pathlib import Path
 
-    listener = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o077)  # nobody else on this machine may ask for processes
-    listener.bind(path)
-    os.umask(before)
-    listener.listen(128)
-    preload()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ, None)
-    selector.register(0, selectors.EVENT_READ, None)
-    children: dict[int, tuple[int, socket.socket]] = {}  # by pidfd
-    driver_lives = True
-    while driver_lives or children:
-        for key, _ in selector.select():
-            if key.fileobj == 0:
-                driver_lives = False
-                selector.unregister(0)
-                selector.unregister(listener)
-                listener.close()
-            elif key.fileobj is listener and driver_lives:
-                line, _ = listener.accept()
-                if pid := _fork(line, listener):
-                    watch = os.pidfd_open(pid)
-                    children[watch] = pid, line
-                    selector.register(watch, selectors.EVENT_READ, None)
-                    selector.register(line, selectors.EVENT_READ, watch)
-            elif key.data is None and key.fileobj is not listener:  # a worker has ended
-                watch = key.fd
-                if watch in children:
-                    pid, line = children.pop(watch)
-                    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    selector.unregister(watch)
-                    selector.unregister(line)
-                    os.close(watch)
-                    _tell(line, status)
-            elif key.data in children:  # whoever waited for it was killed: it would have died itself
-                os.kill(children[key.data][0], signal.SIGKILL)
-
-    shutil.rmtree(Path(path).parent, ignore_errors=True)
+    folder = Path(tempfile.gettempdir(), f"shoal-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not a folder of this user's alone")
+    return folder
 
 
-def _tell(line: socket.socket, status: int) -> None:
-    with suppress(OSError), line:
-        line.sendall(LENGTH.pack(status if status >= 0 else 128 - status))
+def fingerprint(raylet: int) -> str:
+    """Return a name for all that a worker is made of: whose raylet, which Python, which code in which state.
+
+    A job that brings its own code along, and a source tree that was edited since, each get a nursery of their own.
+    """
+    import hashlib
+    from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    parts: list[object] = [raylet, _started(raylet), sys.executable, sys.version, *sys.path]
+    for package in ("torch", "ray", "shoal"):
+        with suppress(PackageNotFoundError):
+            parts.append(version(package))
+    for package in ("shoal", "shoal_ray"):
+        spec = find_spec(package)
+        for root in (spec and spec.submodule_search_locations) or ():
+            for file in sorted(Path(root).rglob("*.py")):
+                state = file.stat()
+                parts += [file, state.st_mtime_ns, state.st_size]
+    # What libraries read when they are imported.
+    parts += [item for item in sorted(os.environ.items()) if item[0].startswith(("LD_", "TORCH", "PYTORCH"))]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _fork(line: socket.socket, listener: socket.socket) -> int | None:
-    """Fork a worker for a request; return its pid, or None where the request broke off."""
-    try:
-        line.settimeout(ANSWER_SEC)
-        head, streams, _, _ = socket.recv_fds(line, LENGTH.size, 3)
-        request = json.loads(b"".join(_read(line, LENGTH.unpack(head)[0])))
-    except (OSError, ValueError, struct.error):
-        line.close()
-        return None
-    pid = os.fork()
-    if pid == 0:
-        listener.close()
-        line.close()
-        _work(request, streams)
-    for stream in streams:
-        os.close(stream)
-    with suppress(OSError):  # who asked may be gone; then its line ends, and so does the fork
-        line.sendall(LENGTH.pack(pid))
-    return pid
+def _started(process: int) -> str:
+    """Return when a process was started, in ticks since the machine was: no two of one number have it in common."""
+    from pathlib import Path
 
-
-def _read(line: socket.socket, num_bytes: int) -> "Iterator[bytes]":
-    while num_bytes:
-        piece = line.recv(min(num_bytes, 1 << 16))
-        if not piece:
-            raise OSError("broken off")
-        num_bytes -= len(piece)
-        yield piece
-
-
-def _work(request: dict[str, object], streams: list[int]) -> NoReturn:
-    """Be the worker: as if this process had been started with the request's arguments."""
-    import runpy
-    import signal
-    import traceback
-
-    code = 1
-    try:
-        os.setpgid(0, 0)  # Ray ends a worker with its whole process group
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        environment, arguments = request["environment"], request["arguments"]
-        assert isinstance(environment, dict)
-        assert isinstance(arguments, list)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(str(request["directory"]))
-        new = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part and part not in sys.path]
-        sys.path[:0] = new
-        if threads := environment.get("OMP_NUM_THREADS"):
-            import torch
-
-            torch.set_num_threads(int(threads))
-        while arguments[0].startswith("-"):  # the interpreter's own, e.g. -u
-            arguments.pop(0)
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        import atexit
-
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2])
-    else:
+    if sys.argv[1] == "--by":
         stand_in(sys.argv[2], sys.argv[3:])
+    if sys.argv[1] == "--hatch":
+        nursery_of_node(int(sys.argv[2]))
+        sys.exit()
+    try:
+        found = nursery_of_node(os.getppid())  # Ray's raylet: bash, which it starts, becomes this process
+    except OSError:
+        start_as_usual(sys.argv[2:])
+    stand_in(found, sys.argv[2:])

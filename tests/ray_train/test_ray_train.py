@@ -4,39 +4,15 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from tests.processes import DEADLINE_SEC, descendants, finish, start, wait_until
+from tests.ray_train.runs import WORDS, assert_same_end, rows, workers_of
 
 from shoal.checkpoint import newest
-from shoal.data.write import write_dataset
-
-WORDS = (
-    "seed-autoencoder",
-    "nets.hidden=[8]",
-    "nets.latent=3",
-    "batch=15",  # over two workers: 7 and 8
-    "duration_samples=75_000",
-    "report.every_samples=1500",
-    "report.images_every_samples=0",
-    "checkpoint.every_samples=7500",
-)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (256, 1, 8, 8), dtype=np.uint8)
-    path = tmp_path_factory.mktemp("ray") / "data"
-    splits = {"train": [(images[:200], None)], "test": [(images[200:], None)]}
-    write_dataset(path, splits, shape=(1, 8, 8), class_names=None, source="test", rows_per_block=32)
-    return path
 
 
 def stranger(driver: int) -> subprocess.Popen[str]:
@@ -50,57 +26,6 @@ def stranger(driver: int) -> subprocess.Popen[str]:
         text=True,
         env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
     )
-
-
-def workers_of(driver: int) -> list[int]:
-    """Return the pids of the DDP workers that descend from a driver process."""
-    return sorted(pid for pid, title in descendants(driver).items() if b"ray::RayTrainWorker" in title)
-
-
-def rows(run: Path) -> list[dict[str, float]]:
-    file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def assert_same_end(run: Path, other: Path) -> None:
-    one, two = newest(run / "checkpoints"), newest(other / "checkpoints")
-    assert one is not None
-    assert two is not None
-    assert one.samples == two.samples == 75_000
-    assert one.stream == two.stream
-    expected, found = one.tensors(), two.tensors()
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
-    steps = [row["samples"] for row in rows(other)]
-    assert steps == sorted(set(steps))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on two ranks under torchrun, without Ray; what the disturbed runs must come to."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    said = finish(start("train", *WORDS, "--data", data, "--out", run, launcher=torchrun))
-    assert "2 worker(s)" in said
-    return run
-
-
-@pytest.fixture(scope="module")
-def two_nodes() -> Iterator[str]:
-    """Yield the address of a cluster of two nodes with one CPU each, on this machine."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        yield cluster.address
-    finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]  # ray's own
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(data: Path, undisturbed: Path, tmp_path: Path) -> None:

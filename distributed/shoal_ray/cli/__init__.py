@@ -9,9 +9,24 @@ from typing import Any, NoReturn, TextIO, cast
 import typer
 from rich.console import Console
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, StorageError
 from shoal.files import CANNOT_WRITE
-from shoal_ray.cli import compare, data, evaluate, extractor, lineage, results, runs, tools, train, tune
+from shoal_ray.cli import (
+    cluster,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    extractor,
+    jobs,
+    lineage,
+    results,
+    runs,
+    submit,
+    tools,
+    train,
+    tune,
+)
 
 app = typer.Typer(
     name="shoal",
@@ -22,7 +37,9 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(extractor.app, name="extractor")
-for command in (train, tune, evaluate, results, runs, compare, lineage, tools):
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(cluster.app, name="cluster")
+for command in (train, tune, submit, evaluate, results, runs, compare, lineage, tools, doctor):
     command.register(app)
 
 USER_ERROR = 2
@@ -46,19 +63,30 @@ def main() -> None:
     stdout = sys.stdout
     sys.stdout = cast(TextIO, _Output(stdout))
     try:
+        run()
+    except ShoalError as error:
+        fail(str(error))
+    finally:
+        sys.stdout = stdout
+
+
+def run() -> None:
+    """Run the command line in ``sys.argv``; leaves by SystemExit, as typer does.
+
+    Raises:
+        ShoalError: a user's mistake, of the system's refusals too.
+    """
+    try:
         try:
             app()
         finally:
             sys.stdout.flush()  # here, since Python complains about what it cannot flush at its end
-    except ShoalError as error:
-        fail(str(error))
     except OSError as error:
         path = error.filename2 or error.filename
         if error.errno not in REMEDIES or (path is None and error.errno not in CANNOT_WRITE):
             raise
-        fail(f"{os.fsdecode(path) if path else 'the disk'}: {error.strerror}; {REMEDIES[error.errno]}")
-    finally:
-        sys.stdout = stdout
+        place = os.fsdecode(path) if path else "the disk"
+        raise StorageError(f"{place}: {error.strerror}; {REMEDIES[error.errno]}") from error
 
 
 def fail(message: str) -> None:

@@ -1,4 +1,4 @@
-"""``shoal presets``, ``board`` and ``doctor``."""
+"""``shoal presets`` and ``board``."""
 
 import os
 import sys
@@ -8,22 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from shoal.config import presets as known_presets
 from shoal.config import read_config
 from shoal.errors import RunError
 from shoal.storage.location import Location
 from shoal.storage.mirror import Mirror
-from shoal_ray.cli.paths import expanded, placed
+from shoal_ray.cli.paths import placed
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(presets)
     app.command()(board)
-    app.command()(doctor)
 
 
 def presets(
@@ -81,25 +78,3 @@ def copy_of_events(home: Location) -> Path:
     with mirror.alone():
         mirror.pull(events)
     return mirror.path
-
-
-def doctor(
-    address: Annotated[str | None, typer.Option(help="Ray cluster to look at, e.g. auto.")] = None,
-    storage: Annotated[Path, typer.Option(help="Folder for runs, to be written by every node.")] = Path("runs"),
-) -> None:
-    """Show versions, devices, the cluster and its storage: what is missing, and how to get it."""
-    from shoal_ray.doctor import examine
-
-    console = Console(highlight=False)
-    table = Table()
-    for column in ("", "what", "found", "remedy"):
-        table.add_column(column)
-    healthy = True
-    for finding in examine(address, expanded(storage)):
-        healthy &= finding.good
-        mark = Text("ok", style="green") if finding.good else Text("missing", style="red")
-        # As Text, since nothing in a path or an error is markup of ours.
-        table.add_row(mark, *map(Text, (finding.what, finding.found, "" if finding.good else finding.remedy)))
-    console.print(table)
-    if not healthy:
-        sys.exit(2)

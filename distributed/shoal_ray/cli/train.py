@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,17 +21,19 @@ from shoal.data.quarantine import Quarantine, QuarantinedBlock
 from shoal.errors import ConfigError
 from shoal.execute import Outcome, storage_errors
 from shoal.recorder import last_row
-from shoal.run import FAILURES, METRICS, Run, read_rows
+from shoal.run import FAILURES, Run
+from shoal.run_files import refuse_locked
 from shoal.world import World, launched_world
 from shoal_ray.cli.class_chart import balance_chart
 from shoal_ray.cli.paths import expanded, located, placed
+from shoal_ray.cli.worker_table import restart_rows, shown, worker_rows
 from shoal_ray.request import Request
-from shoal_ray.resources import Resources
+from shoal_ray.resources import Resources, parse_workers
 from shoal_ray.stop import StopSignals
 from shoal_ray.token import guard_own_cluster
 
-PATIENCE_SEC = 30
-"""After so long without a worker, say what is free."""
+HANG_TIMEOUT_SEC = 300.0
+"""As long as a process group waits for a silent peer."""
 
 HELP = f"""Train a model: CONFIG is a preset ({", ".join(presets())}) or a YAML file; k=v sets any key.
 
@@ -57,7 +59,11 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own configuration.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="DDP workers. (default: 1; of a resumed run: as before)")
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX",
+            help="DDP workers; with MIN-MAX as many as fit, now and later. (default: 1; of a resumed run: as before)",
+        ),
     ] = None,
     cpus_per_worker: Annotated[
         float | None, typer.Option(min=0.01, help="May be a fraction. (default: 1; of a resumed run: as before)")
@@ -72,6 +78,12 @@ def train(
         bool, typer.Option("--local", help="In this process, without Ray; goes without saying under torchrun.")
     ] = False,
     max_failures: Annotated[int, typer.Option(min=-1, help="Lost workers replaced before giving up; -1: always.")] = 3,
+    hang_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SEC", help="A worker without progress for so long is lost; 0: never. (default: 300)"
+        ),
+    ] = None,
     quarantine: Annotated[
         bool | None,
         typer.Option(
@@ -81,6 +93,9 @@ def train(
         ),
     ] = None,
     plugin: Annotated[Path | None, typer.Option(help="Python file with an objective of your own.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask the cluster whether all this could train, and leave; write nothing.")
+    ] = False,
 ) -> None:
     console = Console(highlight=False)
     local = local or "TORCHELASTIC_RUN_ID" in os.environ  # torchrun takes --local for an abbreviation of its own flags
@@ -89,6 +104,8 @@ def train(
         "--gpus-per-worker": gpus_per_worker,
         "--address": address,
         "--workers": workers,
+        "--hang-timeout": hang_timeout,
+        "--check": check or None,
     }
     if local and (unfit := [flag for flag, value in given.items() if value is not None]):
         raise ConfigError(
@@ -118,12 +135,18 @@ def train(
             with launched_world() as world:
                 outcome, run = run_here(world.together(lambda: ask(world.size)), world, leave_out, signals, console)
         else:
+            least, most = parse_workers(workers) if workers else (before.get("min_workers"), before.get("workers", 1))
             asked = Resources(
-                workers or before.get("workers", 1),
+                most,
                 cpus_per_worker or before.get("cpus_per_worker", 1.0),
                 gpus_per_worker if gpus_per_worker is not None else before.get("gpus_per_worker"),
+                least,
             )
-            outcome, run = run_on_ray(ask(asked.workers), asked, address, max_failures, leave_out, signals, console)
+            patience = HANG_TIMEOUT_SEC if hang_timeout is None else hang_timeout
+            request = ask(asked.workers)
+            outcome, run = run_on_ray(
+                request, asked, address, max_failures, patience, leave_out, signals, console, check
+            )
     if outcome is not None:
         summarise(run, outcome, time.monotonic() - began, console)
         if outcome.stopped:
@@ -159,10 +182,10 @@ def run_here(
         world.first_says(begin)
         run = world.together(lambda: Run.open(request.place, writes=True))
         if not world.first:
-            train_here(run, world, signals, on_tick=lambda tick: None, quarantine=quarantine)
+            train_here(run, world, signals, lambda tick: None, lambda text: None, quarantine=quarantine)
             return None, run
         display = stack.enter_context(watching(run, request, console))
-        outcome = train_here(run, world, signals, on_tick=lambda tick: display.refresh(), quarantine=quarantine)
+        outcome = train_here(run, world, signals, lambda tick: display.refresh(), display.note, quarantine=quarantine)
         return outcome, run
 
 
@@ -171,11 +194,13 @@ def run_on_ray(
     asked: Resources,
     address: str | None,
     max_failures: int,
+    hang_timeout_sec: float,
     quarantine: bool,
     signals: StopSignals,
     console: Console,
+    check: bool,
 ) -> tuple[Outcome, Run]:
-    """Train on a Ray cluster, watching from here."""
+    """Train on a Ray cluster, watching from here; to ``check``, only look whether it could."""
     if address is None:
         guard_own_cluster()
     from shoal_ray import cluster
@@ -184,60 +209,42 @@ def run_on_ray(
 
     # Listening again inside, since connecting puts Ray's own SIGTERM handler in our place.
     with cluster.connected(address), signals.listening():
-        resources = cluster.preflight(asked, request.place.parent, request.data)
+        ready = cluster.preflight(asked, request.place.parent, request.data)
         if signals.asked.is_set():
             raise SystemExit(signals.exit_code)
+        if check:
+            refuse_locked(request.directory, request.place)
+            announce(request, console, f"Ray, {ready.resources}: all is ready, nothing was written")
+            raise typer.Exit
         run = request.write(**cluster.facts(asked, address), quarantine=quarantine)
-        gpus = resources.gpus_per_worker
-        kind = f"{gpus:g} GPU" if gpus else f"{resources.cpus_per_worker:g} CPU"
-        announce(request, console, f"Ray, {resources.workers} worker(s) of {kind}")
-        with run.locked(), followed(run) as seen, watching(seen, request, console) as display:
-            waiting = Waiting(display, cluster.free_resources, resources)
+        announce(request, console, f"Ray, {ready.resources}")
+        with (
+            run.locked(),
+            cluster.kept_warm(ready),
+            followed(run) as seen,
+            watching(seen, request, console) as display,
+        ):
+            heard = False
 
             def wait() -> None:
+                nonlocal heard
                 display.refresh()
-                waiting.tell(started=(seen.path / METRICS).exists())
-                if signals.asked.is_set():
-                    waiting.stopping()
+                if signals.asked.is_set() and not heard:
+                    heard = True
+                    display.note("stopping at the next sample with a checkpoint; once more to leave at once")
 
             outcome = train_on_ray(
                 run,
-                resources,
+                ready,
                 max_failures=max_failures,
+                hang_timeout_sec=hang_timeout_sec,
                 quarantine=quarantine,
                 signals=signals,
                 on_wait=wait,
+                tell=display.note,
                 failures=seen.path / FAILURES,
             )
     return outcome, seen
-
-
-class Waiting:
-    """Says once each what the user would wonder about: why nothing starts, and that a stop was heard."""
-
-    def __init__(self, display: Any, free: Callable[[], str], asked: Resources) -> None:
-        self._display = display
-        self._free = free
-        self._asked = asked
-        self._said: set[str] = set()
-        self._since = time.monotonic()
-
-    def tell(self, *, started: bool) -> None:
-        """Explain a start that takes long."""
-        if not started and time.monotonic() - self._since > PATIENCE_SEC:
-            asked = f"{self._asked.workers} x {self._asked.cpus_per_worker:g} CPU"
-            if self._asked.gpus_per_worker:
-                asked += f" + {self._asked.gpus_per_worker:g} GPU"
-            self._once("waiting", f"still waiting for workers: asked for {asked}; free now: {self._free()}")
-
-    def stopping(self) -> None:
-        """Confirm a stop."""
-        self._once("stopping", "stopping at the next sample with a checkpoint; once more to leave at once")
-
-    def _once(self, key: str, text: str) -> None:
-        if key not in self._said:
-            self._said.add(key)
-            self._display.note(text)
 
 
 @contextmanager
@@ -277,10 +284,13 @@ def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> N
     table = Table(title=escape(f"{run.place.name}: {'stopped' if outcome.stopped else 'finished'}"), show_header=False)
     table.add_row("samples", f"{outcome.samples:,} of {run.config.duration_samples:,}")
     table.add_row("wall time, start-up included", f"{seconds:.0f} s")
-    table.add_row("workers lost and replaced", str(len(read_rows(run.path / FAILURES))))
+    for what, found in restart_rows(run.path):
+        table.add_row(what, found)
     for name, value in last_row(run.path).items():
-        if name != "samples":
-            table.add_row(escape(name), f"{value:,.0f}" if name.startswith("speed/") else f"{value:.5g}")
+        if name not in ("samples", "time"):
+            table.add_row(escape(name), shown(name, value))
+    for what, found in worker_rows(run.path):
+        table.add_row(escape(what), escape(found))
     for block in quarantined(run):
         table.add_row("quarantined", escape(str(block)))
     table.add_row("run", escape(str(run.place)))

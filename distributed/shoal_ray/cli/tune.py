@@ -20,6 +20,7 @@ from shoal.errors import ConfigError, ShoalError
 from shoal.files import write_text
 from shoal.objectives import load_plugin
 from shoal.run import EVALUATION, Run, read_rows
+from shoal.run_files import refuse_locked
 from shoal.storage.location import Location
 from shoal_ray import warm
 from shoal_ray.cli.paths import expanded, located, placed
@@ -65,6 +66,9 @@ def tune(
     ] = False,
     max_failures: Annotated[int, typer.Option(min=-1, help="Lost workers of a member that are replaced.")] = 3,
     plugin: Annotated[Path | None, typer.Option(help="Python file with an objective of your own.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask the cluster whether all this could train, and leave; write nothing.")
+    ] = False,
 ) -> None:
     """Search learning rates, latent sizes and whatever else as a population; the best keeps what was learned.
 
@@ -136,9 +140,13 @@ def tune(
                     gpus_per_worker=shared.gpus_per_worker if gpus_per_worker is None else gpus_per_worker,
                 )
             plan = capacity.plan(asked, search.population, nodes, turns=turns, parallel=search.algorithm == "pbt")
-            cluster.preflight(plan.resources, path.parent, dataset)
+            ready = cluster.preflight(plan.resources, path.parent, dataset)
             if signals.asked.is_set():
                 raise SystemExit(signals.exit_code)
+            if check:
+                refuse_locked(path, path)
+                console.print("all is ready, nothing was written")
+                raise typer.Exit
             facts = cluster.facts(plan.resources, address)
             directory = old or SearchDirectory.create(path, search, dataset, facts, plugin and expanded(plugin))
             console.print(
@@ -146,7 +154,7 @@ def tune(
                 f" {plan.resources.cpus_per_worker:g} CPU and {plan.resources.gpus_per_worker or 0:g} GPU",
                 soft_wrap=True,
             )
-            with directory.locked(), SearchView(directory, console) as view:
+            with directory.locked(), cluster.kept_warm(ready), SearchView(directory, console) as view:
                 directory.note(facts)
                 board = PopulationBoard(directory)
 
@@ -155,7 +163,9 @@ def tune(
                     board.refresh()
 
                 try:
-                    outcome = run_search(directory, plan, max_failures=max_failures, signals=signals, on_look=look)
+                    outcome = run_search(
+                        directory, plan, ready.worker_env, max_failures=max_failures, signals=signals, on_look=look
+                    )
                 finally:
                     board.close()
     finish(directory, outcome.stopped, time.monotonic() - began, console)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from shoal.compare import BETTER, BY_EXTRACTOR
+from shoal.compare import BY_EXTRACTOR
 from shoal.config import CHANGEABLE, RunConfig, flat
 from shoal.data import DataSet
 from shoal.errors import ConfigError, ShoalError
 from shoal.loop import check
 from shoal.objectives import Generates, HasCodebook, HasLikelihood, LatentAxis, Objective, Reconstructs
+from shoal.quality.better import BETTER
 from shoal.quality.held_out import held_out_split
 from shoal.state import build_objective
 from shoal_ray.population.dimension import is_number, shown

@@ -15,7 +15,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from shoal.errors import ShoalError
 from shoal_ray.failures import CONTROLLER_FAILURES, FailureLog
-from shoal_ray.population.hosted import HostedTrainer, ProcessGroupConfig, Tenancy, give_back
+from shoal_ray.hosted import HostedTrainer, ProcessGroupConfig
+from shoal_ray.population.hosted import Tenancy, give_back
 from shoal_ray.population.orders import DIVERGED_SCORE
 from shoal_ray.population.wire import switchboard
 
@@ -28,8 +29,9 @@ class MemberTrainable(tune.Trainable):
     """One member: asks the switchboard for its turn, keeps its Train run alive, and passes results to Tune.
 
     ``config``: ``member``, ``values``, and what all share: ``search`` (directory), ``namespace``, ``workers``,
-    ``cpus_per_worker``, ``gpus_per_worker``, ``max_failures``, ``timeout_sec`` (of a process group), ``failures`` (the
-    file of each member's lost workers), ``all_at_once``; ``start``: the generation that all begin with.
+    ``cpus_per_worker``, ``gpus_per_worker``, ``worker_env``, ``max_failures``, ``timeout_sec`` (of a process group),
+    ``failures`` (the file of each member's lost workers), ``all_at_once``; ``start``: the generation that all begin
+    with.
     """
 
     _done: int
@@ -152,10 +154,11 @@ class MemberTrainable(tune.Trainable):
                     max_failures=config["max_failures"],
                     controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]  # V1 annotations
                 ),
+                worker_runtime_env=config["worker_env"],
                 callbacks=[FailureLog(Path(config["failures"][self._number]))],  # type: ignore[list-item]  # as above
             ),
         )
-        trainer.tenancy = Tenancy(self._board, self._number, self._incarnation)
+        trainer.reserve = Tenancy(self._board, self._number, self._incarnation).reserve
         try:
             value = trainer.fit().return_value  # type: ignore[attr-defined]  # V1 annotations, as above
             if isinstance(value, ShoalError):

@@ -37,10 +37,19 @@ PRIVATE = {
     "TuneController": ("_schedule_trial_train", "get_live_trials", "get_trials", "pause_trial"),
     "DataParallelTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
     "TrainController": ("run", "get_result", "worker_group_cls"),
-    "WorkerGroup": ("_create_placement_group",),
+    "WorkerGroup": (
+        "_create_placement_group",
+        "_init_train_context_on_workers",
+        "_decorate_worker_log_file_paths",
+        "_clear_state",
+        "get_latest_poll_status",
+        "get_worker_group_state",
+        "shutdown",
+    ),
+    "FixedScalingPolicy": ("_send_resource_request", "_maybe_send_resource_request"),
     "ray.train.torch.config": ("_set_torch_distributed_env_vars", "_setup_torch_process_group", "_shutdown_torch"),
 }
-"""Of Ray 2.60: what is overridden or touched here and in ``hosted.py``."""
+"""Of Ray 2.60: what is overridden or touched here and in ``shoal_ray/hosted.py``."""
 
 
 EXPLORE_ATTEMPTS = 10

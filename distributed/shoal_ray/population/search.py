@@ -68,6 +68,7 @@ def bear(directory: SearchDirectory) -> dict[int, Standing]:
 def run_search(
     directory: SearchDirectory,
     plan: Plan,
+    worker_env: Mapping[str, str],
     *,
     max_failures: int,
     signals: StopSignals,
@@ -78,6 +79,7 @@ def run_search(
     Args:
         directory: of the search; on storage that every node sees.
         plan: what members get, and how many train at once.
+        worker_env: Ray's runtime environment of their workers.
         max_failures: how often a member's lost workers are replaced.
         signals: the first one makes every member save itself, the second abandons them.
         on_look: told where everyone stands, about twice a second.
@@ -94,7 +96,8 @@ def run_search(
         .remote(str(directory.path), plan.slots, time.time())
     )
     ended: dict[str, Any] = {}
-    thread = threading.Thread(target=_tune, args=(directory, plan, known, namespace, max_failures, ended), daemon=True)
+    told = (directory, plan, worker_env, known, namespace, max_failures, ended)
+    thread = threading.Thread(target=_tune, args=told, daemon=True)
     thread.start()
     while thread.is_alive() and not signals.insisted.is_set():
         if signals.asked.is_set():
@@ -127,6 +130,7 @@ def run_search(
 def _tune(
     directory: SearchDirectory,
     plan: Plan,
+    worker_env: Mapping[str, str],
     known: Mapping[int, Standing],
     namespace: str,
     max_failures: int,
@@ -156,6 +160,7 @@ def _tune(
         "cpus_per_worker": resources.cpus_per_worker,
         "gpus_per_worker": resources.gpus_per_worker,
         "max_failures": max_failures,
+        "worker_env": dict(worker_env),
         "all_at_once": plan.slots >= len(alive),
         "timeout_sec": PROCESS_GROUP_TIMEOUT_SEC,
         "failures": {number: str(directory.member(number) / FAILURES) for number in alive},

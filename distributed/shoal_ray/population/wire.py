@@ -39,6 +39,10 @@ class Wire:
         self._group = world.first_says(lambda: secrets.token_hex(4))
         self._turn = 0
 
+    def should_stop(self) -> bool:
+        """Tell whether the search was asked to stop."""
+        return bool(ray.get(self.board.is_set.remote()))
+
     def next(self, *, samples: int, seq: int) -> Order:
         """Wait for the next order, the same on every rank."""
         self._turn += 1

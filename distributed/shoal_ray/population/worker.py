@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from shoal.errors import CheckpointError, ConfigError, DivergenceError, ShoalErr
 from shoal.execute import prepare, storage_errors
 from shoal.recorder import Recorder
 from shoal.run import Run
+from shoal.run_files import locked
 from shoal.session import Session, Tick
 from shoal.world import World
+from shoal_ray.desk import FlagWatch
 from shoal_ray.population.directory import SearchDirectory
+from shoal_ray.population.journal import PREDECESSOR_SEC
 from shoal_ray.population.keeper import Keeper
 from shoal_ray.population.orders import Become, Leave, Train
 from shoal_ray.population.parts import write_parts
@@ -29,7 +33,6 @@ from shoal_ray.population.search_config import find_metric
 from shoal_ray.population.segments import SegmentWriter
 from shoal_ray.population.wire import Wire
 from shoal_ray.tensorboard import TensorBoardSink
-from shoal_ray.train import FlagWatch
 
 
 def newest_of(folder: Path, otherwise: Path) -> Path:
@@ -51,8 +54,11 @@ def worker(settings: Mapping[str, Any]) -> dict[str, Any] | ShoalError:
         world = World.joined(device)
         directory = SearchDirectory.open(Path(settings["search"]))
         wire = Wire(settings["namespace"], settings["member"], settings["incarnation"], world)
-        with Member(directory, settings["member"], world, wire) as member:
-            member.follow()
+        with ExitStack() as stack:
+            # One that was cut off from the switchboard, or whose driver was killed a moment ago, may write still.
+            held = locked(directory.member(settings["member"]), wait_sec=PREDECESSOR_SEC)
+            world.together(lambda: stack.enter_context(held) if world.first else None)
+            stack.enter_context(Member(directory, settings["member"], world, wire)).follow()
     except ShoalError as error:
         return error
     return {}
@@ -90,7 +96,7 @@ class Member:
         self._keeper = Keeper(directory, number)
         self._decided: float | None = None
         self._exploit_sec: float | None = None
-        self._asked: Callable[[], bool] = FlagWatch(wire.board) if world.first else bool
+        self._asked: Callable[[], bool] = FlagWatch(wire.should_stop) if world.first else bool
         self._segments = SegmentWriter(self._run, directory.search, self._since, self._values)
         self._failure: StorageError | None = None
 
