@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-slow test-hosts faults host-tools lint format bench clean
 
 VENV ?= .venv
 DATA ?= data/fashion-mnist
@@ -18,7 +18,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && exit; done; echo python3)
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON, VENV=$(VENV), DATA=$(DATA), PIP_ARGS, DEMO_ARGS, TEST_ARGS, BENCH_ARGS"
 
 install: $(INSTALLED) ## Make .venv with Shoal in it (once, and again when pyproject.toml changes)
@@ -45,6 +45,27 @@ test: $(INSTALLED) ## Run the tests
 
 test-slow: $(INSTALLED) ## Run the tests that take many minutes: searches killed again and again, a lost node
 	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+# One cluster of several hosts, made of namespaces: it needs root, and what makes them.
+HOST_TOOLS := ip tc nft tini nsenter pgrep fsfreeze mkfs.ext4 sshd rsync
+HOST_PACKAGES := e2fsprogs iproute2 nftables openssh-server procps rsync tini util-linux
+
+test-hosts: $(INSTALLED) host-tools ## Run the tests on several hosts, made of namespaces (as root; about half an hour)
+	$(BIN)/python -m pytest -m '' tests/hosts $(TEST_ARGS)
+
+faults: $(INSTALLED) host-tools ## Let every fault happen three times on several hosts, and write docs/faults.md
+	@mkdir -p build
+	@rm -f build/faults.jsonl
+	FAULTS_TIMES=3 FAULTS_RECORD=build/faults.jsonl FAULTS_PAGE=docs/faults.md \
+		$(BIN)/python -m pytest -m '' tests/hosts/test_faults.py $(TEST_ARGS)
+
+host-tools:
+	@[ "$$(id -u)" = 0 ] || { echo "error: several hosts on one machine need root: sudo make test-hosts" >&2; exit 2; }
+	@for tool in $(HOST_TOOLS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || { \
+			echo "Installing Debian's $(HOST_PACKAGES)"; \
+			apt-get update -q && apt-get install -yq --no-install-recommends $(HOST_PACKAGES); exit; }; \
+	done
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/ruff check .
