@@ -200,6 +200,7 @@ def test_what_was_taken_is_told_in_a_line_and_in_full(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found.facts())) == {
         "run": "runs/a",
         "samples": 600_000,
+        "epoch": 1,
         "averaged": ["encoder"],
         "taken": ["encoder.0.weight", "encoder.0.bias"],
         "left": {
@@ -263,6 +264,20 @@ def test_every_worker_takes_the_checkpoint_that_was_told_even_if_the_source_has_
     checkpoint.prune(source.checkpoints, 1)
     with pytest.raises(ConfigError, match=r"000000000060, which .*new was to start from, is gone .*--resume starts"):
         announced(run)
+
+
+def test_a_source_that_was_resumed_is_found_by_the_epoch_of_its_checkpoint(
+    make_run: MakeRun, tiny: Tiny, small_data: Path, tmp_path: Path
+) -> None:
+    source = make_run("autoencoder", "duration_samples=60")
+    execute(source, World.local("cpu"))
+    execute(source.resumed(["duration_samples=80"]), World.local("cpu"))
+    config = tiny("autoencoder", f"init_from={source.path}")
+    told = plan(config, DataSet.open(small_data), tmp_path / "new")
+    assert told is not None
+    found = announced(Run.create(tmp_path / "new", config, small_data, facts={NOTED: told.facts()}))
+    assert found is not None
+    assert (found.samples, found.epoch) == (80, 2)
 
 
 def test_without_the_key_nothing_is_looked_for(make_run: MakeRun, tiny: Tiny, small_data: Path) -> None:

@@ -16,7 +16,7 @@ from shoal.ownership import Hold
 from shoal.quality.better import better
 
 LONGEST_WAIT_SEC = 60.0
-"""For the checkpoint before, after which the next one is left out: the other workers wait too, and not for ever."""
+"""For the checkpoint before; then training goes on, with the next one in memory: all workers wait for the first one."""
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Job:
 
     Attributes:
         saver: of the state; nobody changes it.
-        thread: that writes it.
+        thread: of the present attempt, until it is settled.
         failures: of attempts.
         written: whether it is on disk, whole.
         error: what came up; after it was written, in clearing away older ones.
@@ -46,7 +46,7 @@ class Job:
 class CheckpointWriter:
     """Writes one checkpoint at a time, durably and in its order, and clears away older ones.
 
-    One that failed is kept until `retry`, or until the next one is due.
+    One that failed, or has to wait for longer than training does, is kept until `retry`, or until the next one is due.
 
     Args:
         folder: of the checkpoints.
@@ -57,7 +57,7 @@ class CheckpointWriter:
     Attributes:
         due_since: when the first checkpoint was due that is not on disk yet (`time.monotonic`); None: none is.
         wait_sec: that training has waited since somebody set this to 0.
-        failed: attempts that failed, since the same.
+        failed: attempts that failed, and checkpoints that were never tried, since the same.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class CheckpointWriter:
         self._hold = hold
         self._on_written = on_written
         self._job: Job | None = None
+        self._next: Job | None = None
         self.due_since: float | None = None
         self.wait_sec = 0.0
         self.failed = 0
@@ -102,12 +103,14 @@ class CheckpointWriter:
             self.settle()
         except OSError as error:
             problem = error
-        if self._job is not None and self._job.runs:
-            self.failed += 1
+        measured = {name: value for name, value in tick.scalars.items() if better(name) and isfinite(value)}
+        job = Job(tick.save.copied(epoch=self._hold.epoch, notes={MEASURED: measured} if measured else {}))
+        if self._job is not None and self._job.thread is not None:
+            self.failed += self._next is not None  # takes its place
+            self._next = job
         else:
-            measured = {name: value for name, value in tick.scalars.items() if better(name) and isfinite(value)}
-            notes = {MEASURED: measured} if measured else {}
-            self._job = Job(tick.save.copied(epoch=self._hold.epoch, notes=notes))
+            self.failed += self._job is not None and not self._job.failures
+            self._job = job
             if start:
                 self.retry()
         self.wait_sec += time.monotonic() - begin
@@ -117,7 +120,7 @@ class CheckpointWriter:
     def retry(self) -> None:
         """Write what could not be written, if anything."""
         job = self._job
-        if job is not None and not job.runs:
+        if job is not None and job.thread is None:
             job.error = None
             job.thread = threading.Thread(target=self._carry_out, args=(job,), name="checkpoint", daemon=True)
             job.thread.start()
@@ -138,11 +141,13 @@ class CheckpointWriter:
         if job is None or job.thread is None or job.runs:
             return
         job.thread, error = None, job.error
-        if job.written:
-            self._job = self.due_since = None
-        else:
+        if not job.written:
             job.failures += 1
             self.failed += 1
+        if job.written or self._next is not None:
+            self._job, self._next = self._next, None
+        if job.written:
+            self.due_since = None if self._job is None else time.monotonic()
         if error is not None:
             raise error
 

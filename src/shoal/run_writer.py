@@ -161,6 +161,11 @@ class RunWriter:
     ) -> None:
         """Close all files, and wait until all is at the run's URI; on the way of an error, as far as that goes."""
         try:
+            if isinstance(error, Exception):  # what waits for better times has this one chance left
+                with suppress(OSError, ShoalError):
+                    self._recorder.flush()
+                    self._checkpoints.settle()
+                    self._checkpoints.retry()
             self._checkpoints.wait(storage_trouble.PATIENCE_AT_END_SEC)
             with suppress(OSError) if error else self._surviving():
                 self._recorder.close()

@@ -57,6 +57,7 @@ class WarmStart:
         averaged: the networks of which it takes the averaged weights.
         taken: tensors, named as in ``<network>.<tensor>``.
         left: tensors of the new run that keep their fresh initialisation.
+        epoch: of the checkpoint's writer.
     """
 
     run: Path
@@ -64,6 +65,7 @@ class WarmStart:
     averaged: tuple[str, ...]
     taken: tuple[str, ...]
     left: Mapping[str, Left]
+    epoch: int = 1
 
     def summary(self) -> str:
         """Return a line for people, e.g. ``starts from runs/a at sample 600,000: 22 of 24 tensors taken; new: …``."""
@@ -82,6 +84,7 @@ class WarmStart:
         return {
             "run": str(self.run),
             "samples": self.samples,
+            "epoch": self.epoch,
             "averaged": list(self.averaged),
             "taken": list(self.taken),
             "left": {
@@ -147,7 +150,7 @@ def announced(run: Run) -> Checkpoint | None:
     noted = Run.facts_of(run.path).get(NOTED)
     if not isinstance(noted, dict) or noted.get("run") != str(init_from) or not isinstance(noted.get("samples"), int):
         return newest_of(init_from, run.path)
-    path = init_from / "checkpoints" / directory_name(noted["samples"])
+    path = init_from / "checkpoints" / directory_name(noted["samples"], noted.get("epoch", 1))
     try:
         return checkpoint.read(path)
     except CheckpointError as error:
@@ -184,7 +187,7 @@ def match(objective: Objective, source: Checkpoint) -> WarmStart:
     if not taken:
         raise ConfigError(_nothing_in_common(run, there, left))
     used = tuple(net for net in objective.nets if net in averaged)
-    return WarmStart(run, source.samples, used, tuple(taken), left)
+    return WarmStart(run, source.samples, used, tuple(taken), left, source.epoch)
 
 
 @torch.no_grad()

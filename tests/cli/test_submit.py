@@ -80,7 +80,7 @@ def test_too_large_a_tree_is_refused_before_anyone_is_asked(shoal: Shoal, tmp_pa
     with (tmp_path / "huge.bin").open("wb") as file:
         file.truncate(101 * 2**20)
     said = shoal("submit", "--address", "http://127.0.0.1:9", "--", "train", "vae", "--out", "/x")
-    refused(said, "1 files, 101.0 MiB", "more than the 100 MiB", "huge.bin", ".rayignore")
+    refused(said, "1 file(s), 101.0 MiB", "more than the 100 MiB", "huge.bin", ".rayignore")
     (tmp_path / ".rayignore").write_text("*.bin")
     refused(
         shoal("submit", "--address", "http://127.0.0.1:9", "--", "train", "vae", "--out", "/x"), "no cluster answers"

@@ -92,7 +92,7 @@ def test_too_much_is_refused_and_the_biggest_named(tmp_path: Path, monkeypatch: 
     with pytest.raises(ConfigError) as refusal:
         gather(tmp_path)
     said = str(refusal.value).splitlines()
-    assert said[0].startswith(f"3 files, 3.0 MiB, of {tmp_path}, is more than the 3 MiB")
+    assert said[0].startswith(f"3 file(s), 3.0 MiB, of {tmp_path}, is more than the 3 MiB")
     assert [line.split(maxsplit=2)[2] for line in said[1:-1]] == [
         "nested/deep/",  # and not nested/, which is nothing else
         "nested/deep/one.bin",

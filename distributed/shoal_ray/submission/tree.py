@@ -50,7 +50,7 @@ class Tree:
 
     def __str__(self) -> str:
         """Return how much that is, in words."""
-        return f"{len(self.files):,} files, {self.bytes / MIB:,.1f} MiB, of {self.root}"
+        return f"{len(self.files):,} file(s), {self.bytes / MIB:,.1f} MiB, of {self.root}"
 
 
 def gather(root: Path) -> Tree:
