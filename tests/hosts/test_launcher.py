@@ -49,7 +49,8 @@ def machines(able: None, shared: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def launched(machines: Machines) -> Machines:
-    """The same after ``ray up``."""
+    """The same after what the guide says: look at them, which notes their keys for ssh, and ``ray up``."""
+    machines.shoal("cluster", "check", machines.path)
     machines.run("ray", "up", "--yes", machines.path)
     wait(lambda: nodes(machines) == 3)
     return machines
