@@ -296,7 +296,7 @@ def small_disk(tmp_path: Path) -> Any:
 def test_a_run_that_its_disk_has_no_room_for_is_refused_with_the_arithmetic_and_not_begun(
     shoal: Shoal, data: Path, tiny: Sequence[str], small_disk: Path
 ) -> None:
-    words = ["seed-autoencoder", *tiny, "nets.hidden=[16]", "--data", data, "--out", small_disk / "run", "--local"]
+    words = ["seed-autoencoder", *tiny, "--data", data, "--out", small_disk / "run", "--local"]
     said = shoal("train", *words, "checkpoint.keep=99")
     refused(said, f"{small_disk} has 600.0 KiB free", "7 checkpoints of", "choose another --out")
     assert list(small_disk.iterdir()) == []

@@ -30,6 +30,8 @@ class Fault:
         losses: how often workers may be lost by it.
         exact: whether the weights must be those of an undisturbed run bit for bit; else its error within 1 %.
         like: the workers of that run.
+        scalar: what some row of the metrics must have, since the fault is noticed by the run itself.
+        turns: how often it happens at least, each time to another run.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Fault:
     losses: range = range(1)
     exact: bool = True
     like: str = "2"
+    scalar: str | None = None
+    turns: int = 1
 
 
 ONCE = range(1, 2)
@@ -189,10 +193,11 @@ def vanished_folder(training: Training) -> Iterator[None]:
 @contextmanager
 def unavailable_store(training: Training) -> Iterator[None]:
     assert training.store is not None
-    faults = training.store.endpoint.faults
-    faults.append(StoreFault(1_000_000, status=503))
+    endless = StoreFault(1_000_000, status=503)
+    training.store.endpoint.faults.append(endless)
     yield
-    faults.clear()
+    training.store.endpoint.faults.clear()
+    assert endless.times < 1_000_000
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -276,6 +281,7 @@ FAULTS = {
         name="kill -9 of the first worker in the middle of a checkpoint",
         inject=killed_while_writing,
         losses=ONCE,
+        turns=3,
     ),
     "cut-off-writer": Fault(
         name="the first worker stopped in the middle of a checkpoint and cut off; woken when others went on",
@@ -286,6 +292,7 @@ FAULTS = {
         name="the shared disk is full for 15 s",
         inject=full_disk,
         lasts_sec=15,
+        scalar="checkpoint/failed",
         storage="disk",
         pace="20mbit",
     ),
@@ -300,6 +307,7 @@ FAULTS = {
         name="the shared folder is gone for 20 s",
         inject=vanished_folder,
         lasts_sec=20,
+        scalar="checkpoint/failed",
         pace="20mbit",
     ),
     "unavailable-store": Fault(

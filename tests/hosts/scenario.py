@@ -77,6 +77,7 @@ def assert_nothing_lost(record: Record, fault: Fault, undisturbed: Record, saved
     samples = [row["samples"] for row in rows]
     assert samples == sorted(set(samples))
     assert abs(rows[-1][METRIC] / expected_rows[-1][METRIC] - 1) < TOLERANCE
+    assert fault.scalar is None or any(row.get(fault.scalar) for row in rows)
     if fault.exact:
         assert samples == [row["samples"] for row in expected_rows]
         names = [name for name in expected_rows[-1] if name.partition("/")[0] in ("loss", "optim", "quality")]

@@ -22,10 +22,14 @@ PAGE = os.environ.get("FAULTS_PAGE")
 IN_EVERY_TEST_RUN = "killed-worker"
 
 
-@pytest.mark.parametrize("turn", range(TIMES))
-@pytest.mark.parametrize(
-    "key", [key if key == IN_EVERY_TEST_RUN else pytest.param(key, marks=pytest.mark.hosts) for key in FAULTS]
-)
+CASES = [
+    pytest.param(key, turn, marks=() if key == IN_EVERY_TEST_RUN else pytest.mark.hosts)
+    for key, fault in FAULTS.items()
+    for turn in range(max(TIMES, fault.turns))
+]
+
+
+@pytest.mark.parametrize(("key", "turn"), CASES)
 def test_nothing_is_lost(
     key: str,
     turn: int,
