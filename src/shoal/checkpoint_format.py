@@ -87,8 +87,8 @@ class Saver:
         return replace(self, tensors=copies, facts={**self.facts, **facts})
 
     def __call__(self, path: Path) -> None:
-        """Write it into a directory."""
-        write(path, self.tensors, **self.facts)
+        """Write it into a directory; the run that this lies in must exist, or be mounted."""
+        write(path, self.tensors, parents=False, **self.facts)
 
 
 def directory_name(samples: int, epoch: int = 1) -> str:
@@ -108,8 +108,12 @@ def write(
     num_classes: int = 0,
     notes: Mapping[str, Any] | None = None,
     epoch: int = 1,
+    parents: bool = True,
 ) -> None:
-    """Write a checkpoint that exists wholly or not at all; what is in its place goes when the new one is whole."""
+    """Write a checkpoint that exists wholly or not at all; what is in its place goes when the new one is whole.
+
+    The folder that it lies in is made if need be, and all above that unless ``parents`` is false.
+    """
     state = {
         "version": FORMAT_VERSION,
         "samples": samples,
@@ -121,7 +125,7 @@ def write(
         "config": config,
         "notes": dict(notes or {}),
     }
-    with in_place_of(path) as folder:
+    with in_place_of(path, parents=parents) as folder:
         _write_into(folder, tensors, state)
 
 

@@ -61,12 +61,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """Yield an empty directory that becomes ``path`` when the block ends without an error, and vanishes otherwise.
 
-    ``path`` must not exist, unless as an empty directory: a rename replaces that and nothing else.
+    ``path`` must not exist, unless as an empty directory: a rename replaces that and nothing else. The folder that it
+    lies in is made if need be, and all above that unless ``parents`` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=parents, exist_ok=True)
     temporary = temporary_beside(path)
     try:
         with _named(path):
@@ -84,11 +85,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def in_place_of(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``path`` when the block ends without an error; then the old one goes."""
+def in_place_of(path: Path, *, parents: bool = True) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``path`` when the block ends without an error; then the old one goes.
+
+    ``parents`` as in `atomic_directory`.
+    """
     aside = temporary_beside(path)
     try:
-        with atomic_directory(path) as folder:
+        with atomic_directory(path, parents=parents) as folder:
             yield folder
             if path.exists():
                 path.replace(aside)

@@ -166,7 +166,7 @@ class RunWriter:
                     self._recorder.flush()
                     self._checkpoints.settle()
                     self._checkpoints.retry()
-            self._checkpoints.wait(storage_trouble.PATIENCE_AT_END_SEC)
+            self._checkpoints.wait(storage_trouble.LEAVING_SEC)
             with suppress(OSError) if error else self._surviving():
                 self._recorder.close()
         finally:

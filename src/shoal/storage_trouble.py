@@ -27,6 +27,8 @@ PATIENCE_SEC = 600.0
 """Without a whole checkpoint that was due, until the run ends: whoever is to make room has to hear of it first."""
 PATIENCE_AT_END_SEC = 60.0
 """When there is nothing left to train."""
+LEAVING_SEC = 30.0
+"""For what is being written when a run ends with an error."""
 RETRY_SEC = 0.5
 """Between two attempts when there is nothing left to train; before that, every tick is one."""
 

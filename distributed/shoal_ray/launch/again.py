@@ -7,6 +7,7 @@ Kubernetes job. A person who begins a run twice is better refused, as ``shoal tr
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from shoal.errors import ConfigError, ShoalError
 from shoal.run_files import CONFIG
@@ -41,7 +42,7 @@ def words_for(words: Sequence[str]) -> list[str]:
 
 def _options(words: Sequence[str]) -> list[tuple[str, str]]:
     joined = [tuple(word.split("=", 1)) for word in words if word.startswith("--") and "=" in word]
-    parted = [(word, after) for word, after in zip(words, words[1:], strict=False) if word.startswith("--")]
+    parted = [(word, after) for word, after in pairwise(words) if word.startswith("--")]
     return [(flag, value) for flag, value in [*parted, *joined] if "=" not in flag]
 
 
