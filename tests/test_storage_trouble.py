@@ -384,18 +384,18 @@ def test_what_only_shows_a_run_never_ends_it(
 
 
 class SlowDisk:
-    """Holds back every fsync of a checkpoint until it is let go."""
+    """Holds back whoever begins to write a checkpoint until he is let go."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
         self.held = threading.Event()
-        self._sync = os.fsync
+        self._mkdir = os.mkdir
 
-    def __call__(self, handle: int) -> None:
+    def __call__(self, *arguments: Any) -> None:
         if threading.current_thread().name == "checkpoint":
             self.held.set()
             assert self.go.wait(60)
-        self._sync(handle)
+        self._mkdir(*arguments)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_the_state_in_it_is_that_of_its_sample(
@@ -404,7 +404,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_state_in_it_is_t
     run, stopped = make_run("autoencoder"), make_run("autoencoder", "duration_samples=80")
     execute(stopped, ALONE)
     disk = SlowDisk()
-    monkeypatch.setattr(os, "fsync", disk)
+    monkeypatch.setattr(os, "mkdir", disk)
     seen: dict[int, list[int]] = {}
 
     def look(tick: Tick) -> None:
@@ -425,7 +425,7 @@ def test_the_next_checkpoint_waits_for_the_one_before_and_says_for_how_long(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, disk = make_run("autoencoder", "checkpoint.every_samples=40"), SlowDisk()
-    monkeypatch.setattr(os, "fsync", disk)
+    monkeypatch.setattr(os, "mkdir", disk)
     asked = iter(range(1000))
 
     def should_stop() -> bool:
@@ -444,7 +444,7 @@ def test_a_disk_that_never_answers_does_not_hold_up_training_for_ever(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, disk = make_run("autoencoder", "checkpoint.every_samples=40"), SlowDisk()
-    monkeypatch.setattr(os, "fsync", disk)
+    monkeypatch.setattr(os, "mkdir", disk)
     monkeypatch.setattr("shoal.checkpoint_writer.LONGEST_WAIT_SEC", 0.01)
     execute(run, ALONE, on_tick=lambda tick: disk.go.set() if tick.samples == 180 else None)
     assert sum(row.get("checkpoint/failed", 0) for row in run.metrics()) == 2  # of 80 and 120; that of 160 is not told
