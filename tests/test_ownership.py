@@ -144,8 +144,8 @@ def test_of_two_that_take_the_same_epoch_one_moves_on(folder: Location, monkeypa
             return found
         return claims_of(place)
 
-    claims_of = ownership._claims
-    monkeypatch.setattr(ownership, "_claims", look_late)
+    claims_of = ownership.claims_on
+    monkeypatch.setattr(ownership, "claims_on", look_late)
     hold = Hold.take(folder)
     assert hold.epoch > 1
     assert files(folder) == [str(rival.claim), str(hold.claim)]

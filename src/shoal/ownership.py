@@ -51,12 +51,12 @@ class Hold:
         """
         token = secrets.token_hex(8)
         written = [name.epoch for text in [*_names(folder), *beside] if (name := Name.parse(text))]
-        epoch = max([*written, *(claim.epoch for claim in _claims(folder))], default=0) + 1
+        epoch = max([*written, *(claim.epoch for claim in claims_on(folder))], default=0) + 1
         while True:
             hold = cls(folder, Claim(epoch, token))
             hold._write()
             # What was written is listed: of two that take the same epoch at once, at least one sees both, and moves on.
-            claims = _claims(folder)
+            claims = claims_on(folder)
             rivals = sorted({claim.token for claim in claims if claim.epoch == epoch} | {token})
             if rivals == [token]:
                 return hold
@@ -72,7 +72,7 @@ class Hold:
         self.refuse_lost()
         hold = replace(self, claim=replace(self.claim, samples=samples))
         hold._write()
-        for claim in [self.claim, *_claims(self.folder)]:
+        for claim in [self.claim, *claims_on(self.folder)]:
             said_again = claim.samples is None or claim.samples >= samples
             if claim == self.claim or (claim.epoch < self.epoch and said_again):
                 (self.folder / OWNERS / str(claim)).delete()
@@ -90,7 +90,7 @@ class Hold:
         Raises:
             FencedError: another process has.
         """
-        claims = _claims(self.folder)
+        claims = claims_on(self.folder)
         newest = max(claims, default=self.claim, key=lambda claim: claim.epoch)
         if newest.epoch > self.epoch:
             raise FencedError(
@@ -119,7 +119,8 @@ class Hold:
             return ""
 
 
-def _claims(folder: Location) -> list[Claim]:
+def claims_on(folder: Location) -> list[Claim]:
+    """Return the claims beside the checkpoints of a folder."""
     return claims_among(_names(folder / OWNERS))
 
 

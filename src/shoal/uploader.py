@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shoal import remote_checkpoint, storage_trouble
-from shoal.checkpoint import STATE, best_of, saved
-from shoal.checkpoint_names import Name
+from shoal.checkpoint import STATE, best_of, directories
+from shoal.checkpoint_names import newest_first
 from shoal.errors import FencedError, StorageError
-from shoal.ownership import Hold
+from shoal.ownership import Hold, claims_on
 from shoal.remote_checkpoint import is_at, publish, samples_of
 from shoal.run import Run
 from shoal.run_files import CHECKPOINTS, CONFIG, ENDED, ENVIRONMENT, FAILURES, METRICS, PLUGIN, STARTS, WORKERS
@@ -56,6 +56,7 @@ class Uploader:
         self._due: dict[str, float] = {}
         self._looked_at: dict[str, _Stamp] = {}
         self._newest = samples
+        self._claims = claims_on(hold.folder)
         self._asked = threading.Event()
         self._closing = threading.Event()
         self.trouble: StorageError | None = None
@@ -137,13 +138,13 @@ class Uploader:
             (self._home / name).write_bytes(content)
             self._sent[name] = stamp
             self._due[name] = time.monotonic() + (time.monotonic() - begin) / LONGEST_SHARE
-        while path := next(filter(self._is_new, self._own()), None):
+        while path := next(filter(self._is_new, self._saved()), None):
             self._hold.refuse_lost()
             self._send_checkpoint(path)
 
-    def _own(self) -> list[Path]:
-        """Return this incarnation's checkpoints; an older one that counts is at the URI already."""
-        return [path for path in saved(self._run.checkpoints) if _epoch(path) == self._hold.epoch]
+    def _saved(self) -> list[Path]:
+        """Return the checkpoints of the copy that count, newest first; claims of other nodes are known at home."""
+        return [self._run.checkpoints / name for name in newest_first(directories(self._run.checkpoints), self._claims)]
 
     def _is_new(self, path: Path) -> bool:
         """Return whether it is to be sent: till the end only the newest and the best, sending may take so long."""
@@ -152,7 +153,7 @@ class Uploader:
         return worthwhile and stamp is not None and self._looked_at.get(path.name) != stamp
 
     def _best(self) -> Path | None:
-        return best_of(saved(self._run.checkpoints), self._run.config.checkpoint.keep_best)
+        return best_of(self._saved(), self._run.config.checkpoint.keep_best)
 
     def _send_checkpoint(self, path: Path) -> None:
         home, stamp, kept = self._home / CHECKPOINTS, _stamp(path / STATE), self._run.config.checkpoint
@@ -191,8 +192,3 @@ def _stamp(path: Path) -> _Stamp | None:
     except FileNotFoundError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def _epoch(path: Path) -> int:
-    name = Name.parse(path.name)
-    return name.epoch if name else 0

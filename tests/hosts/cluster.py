@@ -88,15 +88,13 @@ class RayCluster:
         Raises:
             AssertionError: Ray did not start.
         """
-        for _ in range(ATTEMPTS):
-            failed = self._try_to_start(hosts)
-            if not failed:
-                return
-            hosts = tuple(failed)
-        raise AssertionError("\n".join(f"{host}: {said}" for host, said in failed.items()))
+        failed = self._try_to_start(hosts)
+        for _ in range(ATTEMPTS - 1):  # Ray's own patience is short: on a busy machine one at a time
+            failed = {host: said for host in failed for said in self._try_to_start([host]).values()}
+        assert not failed, "\n".join(f"{host}: {said}" for host, said in failed.items())
 
     def _try_to_start(self, hosts: Sequence[str]) -> dict[str, str]:
-        """Start Ray on hosts; return what those said where it failed: Ray's own patience is short on a busy machine."""
+        """Start Ray on hosts; return what those said where it failed."""
         for host in hosts:
             if self.hosts.pids(host):
                 self.hosts.crash(host)
@@ -122,8 +120,9 @@ class RayCluster:
         return without or [host for host in self.hosts.names if host not in self.alive()]
 
     def _left_over(self) -> list[str]:
-        """Return the hosts on which a worker of a run is left."""
-        return [host for host in self.hosts.names if self.hosts.pids(host, b"ray::RayTrainWorker")]
+        """Return the hosts on which a worker of a run is left, or the driver of a job."""
+        titles = (b"ray::RayTrainWorker", b"shoal_ray.submission.inside")
+        return [host for host in self.hosts.names if any(self.hosts.pids(host, title) for title in titles)]
 
     def _command(self, host: str) -> list[str]:
         role = [f"--address={self.address}"]

@@ -39,7 +39,7 @@ def holders() -> dict[str, Any]:
 @pytest.mark.parametrize(("holder", "names"), PRIVATE.items())
 def test_what_is_used_of_ray_is_there(holder: str, names: tuple[str, ...]) -> None:
     missing = [name for name in names if not hasattr(holders()[holder], name)]
-    assert not missing, f"Ray's {holder} has no {', '.join(missing)} any more; mend population/scheduler.py or hosted.py"
+    assert not missing, f"Ray's {holder} has no {', '.join(missing)} any more; mend scheduler.py or hosted.py"
 
 
 SIGNATURES = {
