@@ -1,7 +1,8 @@
 """Measure what checkpoints cost the training: ``shoal.execute`` with one every 30 s, side by side with none.
 
 Two ways. The whole: pairs of runs of the same length, turn and turn about, of which one saves itself once on its way;
-speed is taken by the clock from the first row of its metrics to the last, so it counts all that the writing slows down.
+speed is taken from the first row of its metrics to the last, so it counts all that the writing slows down: by the clock,
+and by the processor's time of all threads, which a machine with other things to do leaves alone.
 The parts: how long the state takes to be copied, for which training waits, and to be written, for which it does not.
 
     python benchmarks/checkpointing.py --data data/fashion-mnist --preset autoencoder
@@ -23,6 +24,7 @@ import torch
 from shoal.checkpoint import TENSORS, Saver
 from shoal.config import read_config
 from shoal.execute import execute, prepare
+from shoal.loop import Tick
 from shoal.run import Run
 from shoal.session import Session
 from shoal.storage.location import Location
@@ -49,6 +51,7 @@ class Cost:
         write_sec: beside it, to the disk and durable, median and worst.
         speeds: samples/s of each pair of runs, without and with a checkpoint every ``EVERY_SEC``.
         overhead: the share of the training's time, median over the pairs.
+        cpu_overhead: the same of the processor's time.
         load: of the machine before and after: one that has other things to do measures nothing.
     """
 
@@ -58,6 +61,7 @@ class Cost:
     write_sec: tuple[float, float]
     speeds: Sequence[tuple[float, float]]
     overhead: float
+    cpu_overhead: float
     load: tuple[float, float]
 
 
@@ -77,8 +81,16 @@ def parts(preset: str, data: Path, folder: Path) -> tuple[int, list[float], list
     return (folder / "0" / TENSORS).stat().st_size, copying, writing
 
 
-def speed(preset: str, data: Path, folder: Path, samples: int, *, saves: bool) -> float:
-    """Return the samples/s of a run of so many samples, by the clock."""
+@dataclass(frozen=True)
+class Speed:
+    """Samples per second of a run: by the clock, and of the processor's time."""
+
+    by_clock: float
+    by_cpu: float
+
+
+def speed(preset: str, data: Path, folder: Path, samples: int, *, saves: bool) -> Speed:
+    """Return the speed of a run of so many samples."""
     every = samples // 2 if saves else 0
     changes = (
         f"duration_samples={samples}",
@@ -86,16 +98,22 @@ def speed(preset: str, data: Path, folder: Path, samples: int, *, saves: bool) -
         f"checkpoint.every_samples={every}",
     )
     run = Run.create(folder, read_config(preset, (*QUIET, *changes)), data)
-    execute(run, ALONE)
-    first, *_, last = run.metrics()
-    return float((last["samples"] - first["samples"]) / (last["time"] - first["time"]))
+    marks: list[tuple[int, float, float]] = []
+
+    def mark(tick: Tick) -> None:
+        # The last tick's own checkpoint is made in either run, and after this only.
+        marks.append((tick.samples, time.perf_counter(), time.process_time()))
+
+    execute(run, ALONE, on_tick=mark)
+    (begin, clock, cpu), (end, later, more) = marks[0], marks[-1]
+    return Speed((end - begin) / (later - clock), (end - begin) / (more - cpu))
 
 
-def pairs(preset: str, data: Path, folder: Path, seconds: float, number: int) -> Iterator[tuple[float, float]]:
+def pairs(preset: str, data: Path, folder: Path, seconds: float, number: int) -> Iterator[tuple[Speed, Speed]]:
     """Yield the speeds without and with a checkpoint, of runs that take so many seconds each."""
     batch = read_config(preset).batch
     guess = speed(preset, data, folder / "guess", 40 * batch, saves=False)
-    samples = max(ROWS, round(guess * seconds / batch)) * batch
+    samples = max(ROWS, round(guess.by_clock * seconds / batch)) * batch
     for pair in range(number):
         found = {
             saves: speed(preset, data, folder / f"{pair}-{saves}", samples, saves=saves)
@@ -114,8 +132,9 @@ def measure(preset: str, data: Path, folder: Path, seconds: float, number: int) 
         num_bytes=num_bytes,
         copy_sec=(median(copying), max(copying)),
         write_sec=(median(writing), max(writing)),
-        speeds=speeds,
-        overhead=median(without / with_them - 1 for without, with_them in speeds),
+        speeds=[(without.by_clock, with_one.by_clock) for without, with_one in speeds],
+        overhead=median(without.by_clock / with_one.by_clock - 1 for without, with_one in speeds),
+        cpu_overhead=median(without.by_cpu / with_one.by_cpu - 1 for without, with_one in speeds),
         load=(before, os.getloadavg()[0]),
     )
 
@@ -142,7 +161,7 @@ def main() -> None:
             f"{preset}: {cost.num_bytes / 1e6:.1f} MB; copied in {cost.copy_sec[0] * 1e3:.0f} ms (worst"
             f" {cost.copy_sec[1] * 1e3:.0f}), written in {cost.write_sec[0] * 1e3:.0f} ms (worst"
             f" {cost.write_sec[1] * 1e3:.0f}); one in {given.seconds:.0f} s costs {cost.overhead:+.1%} of the speed"
-            f" (pairs: {', '.join(ratios)}); {platform.machine()}, {given.threads} threads, load {cost.load[0]:.1f} to"
+            f" (pairs: {', '.join(ratios)}), {cost.cpu_overhead:+.1%} by the processor's time; {platform.machine()}, {given.threads} threads, load {cost.load[0]:.1f} to"
             f" {cost.load[1]:.1f}"
         )
     if given.json:

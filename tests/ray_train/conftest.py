@@ -1,6 +1,8 @@
 """A small data set, what an undisturbed run of it comes to, and a cluster of two nodes."""
 
+import gc
 import socket
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,15 @@ from tests.processes import finish, start
 from tests.ray_train.runs import WORDS
 
 from shoal.data.write import write_dataset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """Have what Ray's own test cluster leaves open (sockets of ports that it chose) collected here, not in other tests."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
