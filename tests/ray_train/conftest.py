@@ -16,7 +16,7 @@ from shoal.data.write import write_dataset
 
 @pytest.fixture(scope="module", autouse=True)
 def collected() -> Iterator[None]:
-    """Have what Ray's own test cluster leaves open (sockets of ports that it chose) collected here, not in other tests."""
+    """Have what Ray's own test cluster leaves open (sockets of ports that it chose) collected here and nowhere else."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
