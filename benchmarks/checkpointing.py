@@ -1,9 +1,9 @@
 """Measure what checkpoints cost the training: ``shoal.execute`` with one every 30 s, side by side with none.
 
 Two ways. The whole: pairs of runs of the same length, turn and turn about, of which one saves itself once on its way;
-speed is taken from the first row of its metrics to the last, so it counts all that the writing slows down: by the clock,
-and by the processor's time of all threads, which a machine with other things to do leaves alone.
-The parts: how long the state takes to be copied, for which training waits, and to be written, for which it does not.
+speed is taken from the first row of its metrics to the last, so it counts all that the writing slows down: by the
+clock, and by the processor's time of all threads, which other work on the machine changes less. The parts: how long the
+state takes to be copied, for which training waits, and to be written, for which it does not.
 
     python benchmarks/checkpointing.py --data data/fashion-mnist --preset autoencoder
 """
@@ -49,9 +49,8 @@ class Cost:
         num_bytes: of a checkpoint.
         copy_sec: while training waits, median and worst.
         write_sec: beside it, to the disk and durable, median and worst.
-        speeds: samples/s of each pair of runs, without and with a checkpoint every ``EVERY_SEC``.
-        overhead: the share of the training's time, median over the pairs.
-        cpu_overhead: the same of the processor's time.
+        overheads: of each pair of runs, the share of its time by which the one with checkpoints takes longer.
+        cpu_overheads: the same of the processor's time.
         load: of the machine before and after: one that has other things to do measures nothing.
     """
 
@@ -59,9 +58,8 @@ class Cost:
     num_bytes: int
     copy_sec: tuple[float, float]
     write_sec: tuple[float, float]
-    speeds: Sequence[tuple[float, float]]
-    overhead: float
-    cpu_overhead: float
+    overheads: Sequence[float]
+    cpu_overheads: Sequence[float]
     load: tuple[float, float]
 
 
@@ -112,8 +110,10 @@ def speed(preset: str, data: Path, folder: Path, samples: int, *, saves: bool) -
 def pairs(preset: str, data: Path, folder: Path, seconds: float, number: int) -> Iterator[tuple[Speed, Speed]]:
     """Yield the speeds without and with a checkpoint, of runs that take so many seconds each."""
     batch = read_config(preset).batch
-    guess = speed(preset, data, folder / "guess", 40 * batch, saves=False)
-    samples = max(ROWS, round(guess.by_clock * seconds / batch)) * batch
+    samples = ROWS * batch
+    for guess_sec in (seconds / 10, seconds):
+        guess = speed(preset, data, folder / f"guess-{guess_sec}", samples, saves=False)
+        samples = max(ROWS, round(guess.by_clock * guess_sec / batch)) * batch
     for pair in range(number):
         found = {
             saves: speed(preset, data, folder / f"{pair}-{saves}", samples, saves=saves)
@@ -132,11 +132,20 @@ def measure(preset: str, data: Path, folder: Path, seconds: float, number: int) 
         num_bytes=num_bytes,
         copy_sec=(median(copying), max(copying)),
         write_sec=(median(writing), max(writing)),
-        speeds=[(without.by_clock, with_one.by_clock) for without, with_one in speeds],
-        overhead=median(without.by_clock / with_one.by_clock - 1 for without, with_one in speeds),
-        cpu_overhead=median(without.by_cpu / with_one.by_cpu - 1 for without, with_one in speeds),
+        overheads=[without.by_clock / with_one.by_clock - 1 for without, with_one in speeds],
+        cpu_overheads=[without.by_cpu / with_one.by_cpu - 1 for without, with_one in speeds],
         load=(before, os.getloadavg()[0]),
     )
+
+
+def in_ms(seconds: tuple[float, float]) -> str:
+    """Return a median and a worst case in words."""
+    return f"{seconds[0] * 1e3:.0f} ms (worst {seconds[1] * 1e3:.0f})"
+
+
+def in_percent(shares: Sequence[float]) -> str:
+    """Return the median of some shares, and all of them, in words."""
+    return f"{median(shares):+.1%} ({', '.join(f'{share:+.1%}' for share in shares)})"
 
 
 def main() -> None:
@@ -156,13 +165,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
             costs.append(measure(preset, given.data, Path(folder), given.seconds, given.pairs))
         cost = costs[-1]
-        ratios = [f"{without / with_them - 1:+.1%}" for without, with_them in cost.speeds]
         print(
-            f"{preset}: {cost.num_bytes / 1e6:.1f} MB; copied in {cost.copy_sec[0] * 1e3:.0f} ms (worst"
-            f" {cost.copy_sec[1] * 1e3:.0f}), written in {cost.write_sec[0] * 1e3:.0f} ms (worst"
-            f" {cost.write_sec[1] * 1e3:.0f}); one in {given.seconds:.0f} s costs {cost.overhead:+.1%} of the speed"
-            f" (pairs: {', '.join(ratios)}), {cost.cpu_overhead:+.1%} by the processor's time; {platform.machine()}, {given.threads} threads, load {cost.load[0]:.1f} to"
-            f" {cost.load[1]:.1f}"
+            f"{preset}: {cost.num_bytes / 1e6:.1f} MB; copied in {in_ms(cost.copy_sec)}, written in"
+            f" {in_ms(cost.write_sec)}; one in {given.seconds:.0f} s costs {in_percent(cost.overheads)} by the clock,"
+            f" {in_percent(cost.cpu_overheads)} by the processor's time; {platform.machine()}, {given.threads} threads,"
+            f" load {cost.load[0]:.1f} to {cost.load[1]:.1f}"
         )
     if given.json:
         given.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
