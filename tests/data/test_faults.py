@@ -274,6 +274,7 @@ def fetch(shards, block, fetch=RemoteShards._fetch):
 cache_module.os.fsync = die
 RemoteShards._fetch = fetch
 dataset = DataSet.open(place, BlockCache(Path(folder), 1 << 30))
+print("ready", flush=True)
 sys.stdin.read()
 rows = np.empty((200, 3, 4, 5), np.uint8)
 for ids in np.array_split(np.random.default_rng(int(seed)).permutation(200), 10):
@@ -286,7 +287,13 @@ Path(out).write_bytes(rows.tobytes())
 def reader(place: Location, cache: Path, out: Path, seed: int, dies_at: int = 0) -> "subprocess.Popen[bytes]":
     """Begin to read all rows in a process, in an order of its own; it waits until its input ends."""
     words = [sys.executable, "-c", READ, str(place), str(cache), str(out), str(seed), str(dies_at)]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    return process
 
 
 def block_reads(s3: S3) -> int:
@@ -305,9 +312,9 @@ def test_two_processes_that_fill_the_cache_at_once(
     assert [process.wait(120) for process in processes] == [0, 0]
     for out in outs:
         assert out.read_bytes() == images.tobytes()
-    fetched = [(tmp_path / f"out-{seed}.fetched").read_text().split() for seed in range(2)]
-    assert sorted(map(int, fetched[0] + fetched[1])) == list(range(14))  # each block once, by one of the two
-    assert all(fetched)
+    logs = [tmp_path / f"out-{seed}.fetched" for seed in range(2)]
+    fetched = [int(block) for log in logs if log.exists() for block in log.read_text().split()]
+    assert sorted(fetched) == list(range(14))  # each block once, by either: on a busy machine all by one
     s3.endpoint.requests.clear()
     fresh = DataSet.open(place, BlockCache(tmp_path / "cache", 1 << 30))
     assert np.array_equal(fresh.fetch(np.arange(200)), images)

@@ -47,8 +47,8 @@ def look_at_nodes(found: list[Node], tell: Tell) -> Iterator[Finding]:
     for described in alive:
         inspector = actor(on_node.Inspector, described)
         asked.append((described, inspector, inspector.facts.remote(SAME_EVERYWHERE[1:])))
-    for number, (described, inspector, answer) in enumerate(asked, 1):
-        name = name_of(described)
+    names = names_of(alive)
+    for number, (name, (described, inspector, answer)) in enumerate(zip(names, asked, strict=True), 1):
         try:
             node = Node(name, described, inspector, ray.get(answer, timeout=ANSWER_SEC))
         except ray.exceptions.RayError as error:
@@ -76,9 +76,13 @@ def actor(kind: type, described: Mapping[str, Any], **options: Any) -> Any:
     return make.options(num_cpus=0, scheduling_strategy=there, **options).remote()
 
 
-def name_of(described: Mapping[str, Any]) -> str:
-    """Return a node's host and address."""
-    return f"{described['NodeManagerHostname']} {described['NodeManagerAddress']}"
+def names_of(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each node's host and address, and where several nodes have one address, the beginning of its id too."""
+    names = [f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}" for node in nodes]
+    return [
+        name if names.count(name) == 1 else f"{name} {node['NodeID'][:8]}"
+        for name, node in zip(names, nodes, strict=True)
+    ]
 
 
 def _described(node: Node) -> Finding:
