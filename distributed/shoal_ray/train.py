@@ -23,10 +23,10 @@ from shoal.watchdog import Watchdog
 from shoal.worker_log import WorkerLog
 from shoal.world import PROCESS_GROUP_TIMEOUT_SEC, World
 from shoal_ray.attempts import Attempts
-from shoal_ray.cluster import Ready
 from shoal_ray.desk import Desk, Errand
 from shoal_ray.failures import FailureLog
 from shoal_ray.hosted import HostedTrainer, ProcessGroupConfig
+from shoal_ray.preflight import Ready
 from shoal_ray.prometheus import PrometheusSink
 from shoal_ray.stop import StopSignals
 from shoal_ray.tensorboard import TensorBoardSink

@@ -96,13 +96,16 @@ def test_nodes_of_another_version_are_named(
     two_nodes: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from shoal.errors import ClusterError
-    from shoal_ray import cluster
+    from shoal_ray import cluster, preflight
 
     with cluster.connected(two_nodes):
         nodes = cluster.alive_nodes()
-        cluster.check_nodes(nodes, tmp_path, data)
-        here = cluster.versions()
-        monkeypatch.setattr(cluster, "versions", lambda: here | {"torch": "1.0"})
+        preflight.check_nodes(nodes, tmp_path, data)
+        here = preflight.versions()
+        monkeypatch.setattr(preflight, "versions", lambda: here | {"torch": "1.0"})
         with pytest.raises(ClusterError, match=r"torch .*, here 1\.0"):
-            cluster.check_nodes(nodes, tmp_path, data)
+            preflight.check_nodes(nodes, tmp_path, data)
+        monkeypatch.setattr(preflight, "PROBE_TIMEOUT_SEC", 0)
+        with pytest.raises(ClusterError, match="no answer within 0 s; it is very busy, or not well"):
+            preflight.check_nodes(nodes, tmp_path, data)
     assert list(tmp_path.iterdir()) == []

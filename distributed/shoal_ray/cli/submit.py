@@ -1,5 +1,6 @@
 """``shoal submit``: a run on a cluster that goes on when this machine is switched off."""
 
+import json
 import os
 import secrets
 import shlex
@@ -55,7 +56,7 @@ def submit(
 
     shoal submit --cluster cluster.yaml --follow -- train vae --data s3://bucket/fm --out s3://bucket/runs/vae
     """
-    from shoal_ray.submission import entry, environment, package, probe
+    from shoal_ray.submission import entry, environment, nodes_told, package, probe
     from shoal_ray.submission.connect import connected
     from shoal_ray.submission.tree import gather
     from shoal_ray.submission.words import check, understand
@@ -75,13 +76,13 @@ def submit(
         api.upload(uploaded, content)
         prepared = entry.runtime_env(uploaded, tree, settings, secrets=bool(hidden))
         with console.status("asking the cluster whether it can train this"):
-            probe.ask(api, asked.checking(), asked.place, prepared)
+            told = probe.ask(api, asked.checking(), asked.place, prepared)
         nodes = api.nodes()
         labels = entry.placement(nodes, on_head=on_head)
         api.submit(
             job,
             entry.entrypoint(entry.RUN, asked.place, asked.argv),
-            runtime_env=prepared,
+            runtime_env=nodes_told.with_variable(prepared, json.dumps(told)),
             metadata={"shoal_command": asked.command, "shoal_run": asked.place},
             labels=labels,
         )

@@ -24,13 +24,13 @@ from shoal.recorder import last_row
 from shoal.run import FAILURES, Run
 from shoal.run_files import refuse_locked
 from shoal.world import World, launched_world
+from shoal_ray import before_ray
 from shoal_ray.cli.class_chart import balance_chart
 from shoal_ray.cli.paths import expanded, located, placed
 from shoal_ray.cli.worker_table import restart_rows, shown, worker_rows
 from shoal_ray.request import Request
 from shoal_ray.resources import Resources, parse_workers
 from shoal_ray.stop import StopSignals
-from shoal_ray.token import guard_own_cluster
 
 HANG_TIMEOUT_SEC = 300.0
 """As long as a process group waits for a silent peer."""
@@ -201,26 +201,28 @@ def run_on_ray(
     check: bool,
 ) -> tuple[Outcome, Run]:
     """Train on a Ray cluster, watching from here; to ``check``, only look whether it could."""
-    if address is None:
-        guard_own_cluster()
+    before_ray.prepare(address)
     from shoal_ray import cluster
     from shoal_ray.following import followed
+    from shoal_ray.preflight import kept_warm, preflight
+    from shoal_ray.submission import nodes_told
     from shoal_ray.train import train_on_ray
 
     # Listening again inside, since connecting puts Ray's own SIGTERM handler in our place.
     with cluster.connected(address), signals.listening():
-        ready = cluster.preflight(asked, request.place.parent, request.data)
+        ready = preflight(asked, request.place.parent, request.data, nodes_told.known())
         if signals.asked.is_set():
             raise SystemExit(signals.exit_code)
         if check:
             refuse_locked(request.directory, request.place)
+            nodes_told.tell(ready.pythons)
             announce(request, console, f"Ray, {ready.resources}: all is ready, nothing was written")
             raise typer.Exit
         run = request.write(**cluster.facts(asked, address), quarantine=quarantine)
         announce(request, console, f"Ray, {ready.resources}")
         with (
             run.locked(),
-            cluster.kept_warm(ready),
+            kept_warm(ready),
             followed(run) as seen,
             watching(seen, request, console) as display,
         ):

@@ -22,13 +22,12 @@ from shoal.objectives import load_plugin
 from shoal.run import EVALUATION, Run, read_rows
 from shoal.run_files import refuse_locked
 from shoal.storage.location import Location
-from shoal_ray import warm
+from shoal_ray import before_ray, warm
 from shoal_ray.cli.paths import expanded, located, placed
 from shoal_ray.cli.progress import images_progress
 from shoal_ray.cli.train import split_words
 from shoal_ray.resources import Resources
 from shoal_ray.stop import StopSignals
-from shoal_ray.token import guard_own_cluster
 
 if TYPE_CHECKING:
     from shoal_ray.population.directory import SearchDirectory
@@ -119,14 +118,15 @@ def tune(
     began = time.monotonic()
     signals = StopSignals()
     with signals.listening():
-        if address is None:
-            guard_own_cluster()
+        before_ray.prepare(address)
         from shoal_ray import cluster
         from shoal_ray.population import capacity
         from shoal_ray.population.board import PopulationBoard
         from shoal_ray.population.search import run_search
         from shoal_ray.population.standing import Standing
         from shoal_ray.population.view import SearchView
+        from shoal_ray.preflight import kept_warm, preflight
+        from shoal_ray.submission import nodes_told
 
         with cluster.connected(address), signals.listening():
             nodes = [node["Resources"] for node in cluster.alive_nodes()]
@@ -140,11 +140,12 @@ def tune(
                     gpus_per_worker=shared.gpus_per_worker if gpus_per_worker is None else gpus_per_worker,
                 )
             plan = capacity.plan(asked, search.population, nodes, turns=turns, parallel=search.algorithm == "pbt")
-            ready = cluster.preflight(plan.resources, path.parent, dataset)
+            ready = preflight(plan.resources, path.parent, dataset, nodes_told.known())
             if signals.asked.is_set():
                 raise SystemExit(signals.exit_code)
             if check:
                 refuse_locked(path, path)
+                nodes_told.tell(ready.pythons)
                 console.print("all is ready, nothing was written")
                 raise typer.Exit
             facts = cluster.facts(plan.resources, address)
@@ -154,7 +155,7 @@ def tune(
                 f" {plan.resources.cpus_per_worker:g} CPU and {plan.resources.gpus_per_worker or 0:g} GPU",
                 soft_wrap=True,
             )
-            with directory.locked(), cluster.kept_warm(ready), SearchView(directory, console) as view:
+            with directory.locked(), kept_warm(ready), SearchView(directory, console) as view:
                 directory.note(facts)
                 board = PopulationBoard(directory)
 

@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shoal.run_files import Place, local_path
-from shoal_ray import cluster
+from shoal_ray import cluster, preflight
 from shoal_ray.doctor import clocks, on_node
 from shoal_ray.doctor.finding import GIB, Finding, Tell
 from shoal_ray.doctor.gpu_findings import gpu_findings, ray_gpu_finding
@@ -144,7 +144,7 @@ def share_storage(nodes: Sequence[Node], storage: Place, tell: Tell) -> Iterator
     tell("shared storage", 0, None)
     expected, folder = secrets.token_bytes(16), local_path(storage)
     what, troubles, free = f"storage {storage}", 0, {}
-    with cluster.signing_place(storage if folder is None else folder.resolve()) as shared:
+    with preflight.signing_place(storage if folder is None else folder.resolve()) as shared:
         (shared / "doctor").write_bytes(expected)
         asked = [(node, node.inspector.sign.remote(str(shared), node.described["NodeID"], expected)) for node in nodes]
         for node, answer in asked:

@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 from shoal.errors import ClusterError, ShoalError
+from shoal_ray.submission import nodes_told
 from shoal_ray.submission.api import JobsApi
 from shoal_ray.submission.entry import CHECK, entrypoint
 from shoal_ray.submission.follow import readable
 
-ANSWER_SEC = 180.0
+ANSWER_SEC = 300.0
 """Unpacking the tree, importing torch, and the preflight on every node, together."""
 
 LOOK_SEC = 0.3
@@ -29,8 +30,8 @@ class RefusedError(ShoalError):
     """What the cluster said to a run that it cannot train: the message of the preflight there."""
 
 
-def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, Any]) -> None:
-    """Have the cluster carry out ``words``, which only check; return when all is well.
+def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, Any]) -> list[str]:
+    """Have the cluster carry out ``words``, which only check; when all is well, return the Python of every node.
 
     The very job that is to come runs there as far as the point where it would write: with the same tree, environment
     and words, on the head, in touch with every node. So its answer is what the job itself would say.
@@ -43,7 +44,12 @@ def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, 
     _forget_old(api)
     try:
         # Not listed among the jobs: it has no run of its own.
-        api.submit(name, entrypoint(CHECK, run, words), runtime_env=runtime_env, metadata={})
+        api.submit(
+            name,
+            entrypoint(CHECK, run, words),
+            runtime_env=nodes_told.with_variable(runtime_env, nodes_told.ASK),
+            metadata={},
+        )
         deadline = time.monotonic() + ANSWER_SEC
         while (job := api.job(name)).live:
             if time.monotonic() > deadline:
@@ -57,6 +63,7 @@ def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, 
             raise ClusterError(_no_answer(log or job.message))
         if outcome.code:
             raise RefusedError(outcome.why or _no_answer(log))
+        return nodes_told.heard(log)
     except BaseException:
         with suppress(ClusterError):
             api.stop(name)  # nobody waits for the answer any more
