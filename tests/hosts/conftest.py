@@ -1,5 +1,6 @@
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,16 @@ from tests.hosts.cluster import RayCluster
 from tests.hosts.hosts import Hosts, unable
 from tests.hosts.store import CREDENTIALS, Store
 from tests.hosts.training import KINDS, Training, Undisturbed, write_images
+
+
+HERE = Path(__file__).parent
+AFTER_THE_LAST = pytest.StashKey[ExitStack]()
+"""What is taken down with the last test of this folder: a cluster that nobody uses still takes its share of a core."""
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and not nextitem.path.is_relative_to(HERE):
+        item.config.stash.setdefault(AFTER_THE_LAST, ExitStack()).close()
 
 
 @pytest.fixture(scope="session")
@@ -39,10 +50,17 @@ def small_disk(able: None, shared: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def whole_cluster(
-    able: None, shared: Path, small_disk: Path | None, tmp_path_factory: pytest.TempPathFactory
+    able: None,
+    shared: Path,
+    small_disk: Path | None,
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
 ) -> Iterator[RayCluster]:
     """Ray on five hosts, once for all tests: h0 is its head, h1 to h3 have a CPU each, on h4 commands are typed."""
-    with Hosts(5, tmp_path_factory.mktemp("disks") / "hosts", show=[shared], environment=CREDENTIALS) as hosts:
+    with ExitStack() as stack:
+        disks = tmp_path_factory.mktemp("disks") / "hosts"
+        hosts = stack.enter_context(Hosts(5, disks, show=[shared], environment=CREDENTIALS))
+        pytestconfig.stash[AFTER_THE_LAST] = stack
         yield RayCluster(hosts)
 
 
