@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from shoal.errors import ClusterError, ConfigError
 from shoal_ray.resources import (
+    HEAD,
     SETTLE_SEC,
     Resources,
     check_capacity,
     choose_workers,
     fitting,
+    grown,
     parse_workers,
     settle_gpus,
 )
@@ -94,6 +96,29 @@ def test_what_is_no_number_of_workers_says_what_is(text: str, message: str) -> N
 def test_resources_in_words() -> None:
     assert str(Resources(2)) == "2 worker(s) of 1 CPU"
     assert str(Resources(4, 0.5, 1.0, 2)) == "2 to 4 worker(s) of 0.5 CPU + 1 GPU"
+
+
+HEAD_NODE = {"CPU": 0.0, HEAD: 1.0, "shoal_nodes": 3.0, "shoal_node_CPU": 8.0, "shoal_node_GPU": 1.0}
+TO_COME = {"CPU": 8.0, "GPU": 1.0}
+
+
+def test_a_cluster_that_grows_counts_what_is_to_come_and_nothing_twice() -> None:
+    for here in range(5):
+        nodes = [HEAD_NODE, *[GPU_NODE] * here]
+        assert grown(nodes) == [*nodes, *[TO_COME] * max(0, 3 - here)]
+    assert grown([GPU_NODE]) == [GPU_NODE]
+    resources = settle_gpus(Resources(3), grown([HEAD_NODE]))
+    assert resources.gpus_per_worker == 1.0
+    check_capacity(resources, grown([HEAD_NODE]))
+    with pytest.raises(ClusterError, match="room for 3"):
+        check_capacity(Resources(4, gpus_per_worker=1.0), grown([HEAD_NODE]))
+
+
+@pytest.mark.parametrize(("free", "possible", "chosen"), [(0, 4, 4), (1, 4, 4), (2, 4, None), (0, 1, None), (4, 4, 4)])
+def test_an_elastic_run_waits_as_a_group_for_nodes_that_come_only_for_what_waits(
+    free: int, possible: int, chosen: int | None
+) -> None:
+    assert choose_workers(Resources(8, min_workers=2), free, possible, 0.0, grows=True) == chosen
 
 
 COUNTS = st.integers(min_value=0, max_value=12)

@@ -9,24 +9,20 @@ queue, which is how many runs share a cluster: nobody is refused, nobody starts 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import TrainingFailedError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup
 
 from shoal.errors import ClusterError, ShoalError
 from shoal_ray import cluster
 from shoal_ray.failures import FailureLog, gist
 from shoal_ray.hosted import HostedTrainer
-from shoal_ray.resources import Resources, choose_workers, fitting
+from shoal_ray.places import Room, give_back, places_for, ready, stands
+from shoal_ray.resources import Resources, choose_workers
 from shoal_ray.stop import StopSignals
 
 POLL_SEC = 0.2
@@ -95,6 +91,7 @@ class Attempts:
     ) -> None:
         self._begin = begin
         self._resources = resources
+        self._room = Room(resources)
         self._desk = desk
         self._max_failures = max_failures
         self._failures = failures
@@ -103,6 +100,7 @@ class Attempts:
         self._tell = tell
         self._lost = self._lost_at_start = 0
         self._grow_sec = GROW_SEC
+        self._asked_news: Any = None
 
     def run(self) -> Any:
         """Return what the workers of the last attempt returned: all of its workers have ended in peace.
@@ -119,7 +117,10 @@ class Attempts:
                     self._grow_sec = min(GROW_MAX_SEC, 4 * self._grow_sec)
                 log = FailureLog(self._failures, number)
                 attempt = Attempt(self._begin(number, workers, group, log))
-                trained, grows, displaced = self._watch(attempt, number, workers, group)
+                try:
+                    trained, grows, displaced = self._watch(attempt, number, workers, group)
+                finally:
+                    self._room.forget()
             grown_from = 0
             if attempt.error is None:
                 if grows and not self._signals.asked.is_set() and _was_stopped(attempt.value):
@@ -140,27 +141,32 @@ class Attempts:
         try:
             yield group, workers
         finally:
-            _give_back(group)
+            give_back(group)
 
     def _place(self) -> tuple[PlacementGroup, int]:
-        resources, began, said = self._resources, time.monotonic(), False
-        gpus = resources.gpus_per_worker or 0.0
-        bundle = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+        resources, began = self._resources, time.monotonic()
+        said = silent = False
         group: PlacementGroup | None = None
         workers, made = 0, 0.0
         try:
             while True:
                 waited = time.monotonic() - began
-                if group is None and (chosen := self._chosen(waited)):
-                    group, workers, made = placement_group([bundle] * chosen, strategy="PACK"), chosen, waited
-                if group is not None and _ready(group, POLL_SEC):
+                try:
+                    if group is None and (chosen := self._chosen(waited)):
+                        group, workers, made = places_for(chosen, resources), chosen, waited
+                    if not said and waited > NOTE_SEC:
+                        free = cluster.free_resources()
+                        said = True
+                        self._tell(f"waiting for workers: asked for {resources}; free now: {free}")
+                except ray.exceptions.RayError as error:  # the head is being started again
+                    if not silent:
+                        self._tell(f"the cluster's head does not answer ({gist(error)}); asking again")
+                    silent = True
+                if group is not None and ready(group, POLL_SEC):
                     return group, workers
                 if group is not None and resources.min_workers is not None and waited - made > PLACE_SEC:
-                    _give_back(group)
+                    give_back(group)
                     group = None
-                if not said and waited > NOTE_SEC:
-                    said = True
-                    self._tell(f"waiting for workers: asked for {resources}; free now: {cluster.free_resources()}")
                 self._on_wait()
                 if self._signals.asked.is_set():
                     self._tell("stopped while waiting for workers; --resume goes on")
@@ -169,16 +175,15 @@ class Attempts:
                     time.sleep(POLL_SEC)
         except BaseException:
             if group is not None:
-                _give_back(group)
+                give_back(group)
             raise
 
     def _chosen(self, waited_sec: float) -> int | None:
-        resources = self._resources
-        if resources.min_workers is None:
-            return resources.workers
-        free = fitting(resources, cluster.free_nodes())
-        there = fitting(resources, [node["Resources"] for node in cluster.alive_nodes()])
-        return choose_workers(resources, free, there, waited_sec)
+        if self._resources.min_workers is None:
+            return self._resources.workers
+        possible = self._room.possible()
+        grows = possible > self._room.there()
+        return choose_workers(self._resources, self._room.free(), possible, waited_sec, grows=grows)
 
     # --- while it trains ----------------------------------------------------------------------------------------------
 
@@ -202,11 +207,11 @@ class Attempts:
             if displaced or grows or now - looked < LOOK_SEC:
                 continue
             looked = now
-            if not trains and not _stands(group):
+            if not trains and not stands(group):
                 displaced = True
-                _give_back(group)  # or its workers would wait for the node to come back
+                give_back(group)  # or its workers would wait for the node to come back
             elif trains and workers < self._resources.workers:
-                room = fitting(self._resources, cluster.free_nodes())
+                room = self._room_for_more(workers)
                 roomy_since = (roomy_since or now) if room else None
                 if roomy_since is not None and now - roomy_since >= self._grow_sec:
                     grows = True
@@ -216,12 +221,24 @@ class Attempts:
         self._on_wait()
         return trains, grows, displaced
 
+    def _room_for_more(self, workers: int) -> int:
+        try:
+            return self._room.for_more(workers)
+        except ray.exceptions.RayError:  # the head is being started again
+            return 0
+
     def _news(self) -> int:
         """Show what the workers have to say; return the newest attempt that trains."""
+        if self._asked_news is None:
+            self._asked_news = self._desk.collect.remote()
         try:
-            training, notes = ray.get(self._desk.collect.remote(), timeout=LOOK_SEC)
-        except ray.exceptions.RayError:  # the next time will tell
+            training, notes = ray.get(self._asked_news, timeout=LOOK_SEC)
+        except ray.exceptions.GetTimeoutError:  # what is handed over is waited for: the desk does not keep it
             return 0
+        except ray.exceptions.RayError:
+            self._asked_news = None
+            return 0
+        self._asked_news = None
         for note in notes:
             self._tell(note)
         return int(training)
@@ -244,31 +261,10 @@ class Attempts:
                 f"the run was given up: workers were lost {self._lost} time(s), and --max-failures is"
                 f" {self._max_failures}. At last, {said}. --resume goes on"
             ) from error
-        until = time.monotonic() + min(PAUSE_MAX_SEC, 2.0**self._lost_at_start - 2)
+        until = time.monotonic() + min(PAUSE_MAX_SEC, 2.0 ** min(self._lost_at_start, 10) - 2)
         while time.monotonic() < until and not self._signals.asked.wait(POLL_SEC):
             self._on_wait()
 
 
 def _was_stopped(value: Any) -> bool:
     return not isinstance(value, ShoalError) and bool(value["stopped"])
-
-
-def _ready(group: PlacementGroup, within_sec: float) -> bool:
-    try:
-        return group.wait(within_sec)
-    except ray.exceptions.RayError:  # the head is being started again
-        time.sleep(within_sec)
-        return False
-
-
-def _stands(group: PlacementGroup) -> bool:
-    """Whether a placement group has all of its places, as far as is known."""
-    try:
-        return placement_group_table(group).get("state") in ("CREATED", None)
-    except ray.exceptions.RayError:
-        return True
-
-
-def _give_back(group: PlacementGroup) -> None:
-    with suppress(ray.exceptions.RayError):
-        remove_placement_group(group)

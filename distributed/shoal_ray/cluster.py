@@ -14,7 +14,7 @@ from ray._private.utils import read_ray_address
 
 from shoal.errors import ClusterError
 from shoal_ray import warm
-from shoal_ray.resources import Resources
+from shoal_ray.resources import Resources, grown
 
 KNOCK_TIMEOUT_SEC = 5
 
@@ -95,6 +95,11 @@ def free_resources() -> str:
 def alive_nodes() -> list[dict[str, Any]]:
     """Return Ray's description of every node that is up."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray's own
+
+
+def possible_nodes() -> list[Mapping[str, float]]:
+    """Return what every node has that is up, or that comes when there is work for it."""
+    return grown([node["Resources"] for node in alive_nodes()])
 
 
 def facts(resources: Resources, address: str | None) -> dict[str, Any]:

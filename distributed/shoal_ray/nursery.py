@@ -77,7 +77,8 @@ class Nursery:
                 if timeout <= 0:
                     return
             for key, _ in self._selector.select(timeout):
-                if key.fd in self._selector.get_map():  # not closed by the one before
+                # Not closed by the one before, nor its number in use again.
+                if self._selector.get_map().get(key.fd) is key:
                     key.data()
 
     def _serve(self) -> None:

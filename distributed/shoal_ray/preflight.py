@@ -23,7 +23,7 @@ from shoal.storage.location import Location
 from shoal.storage.retry import Patience, patience
 from shoal_ray import warm
 from shoal_ray.cluster import alive_nodes
-from shoal_ray.resources import Resources, check_capacity, fitting, settle_gpus
+from shoal_ray.resources import Resources, check_capacity, fitting, grown, settle_gpus
 
 PROBE_TIMEOUT_SEC = 150
 """How long nodes may take to answer: each starts a process, one after the other where many runs begin at once."""
@@ -63,8 +63,9 @@ def preflight(resources: Resources, run_parent: Place, data: Location, pythons: 
         ClusterError: says what there is and what was asked for.
     """
     nodes = alive_nodes()
-    settled = settle_gpus(resources, [node["Resources"] for node in nodes])
-    check_capacity(settled, [node["Resources"] for node in nodes])
+    possible = grown([node["Resources"] for node in nodes])
+    settled = settle_gpus(resources, possible)
+    check_capacity(settled, possible)
     context = ray.get_runtime_context()
     if not pythons:
         alone = len(nodes) == 1 and nodes[0]["NodeID"] == context.get_node_id()

@@ -7,6 +7,13 @@ from dataclasses import dataclass, replace
 
 from shoal.errors import ClusterError, ConfigError
 
+NODES, NODE_PREFIX = "shoal_nodes", "shoal_node_"
+"""Resources by which the head of a cluster that grows tells how far: ``shoal_nodes`` machines of ``shoal_node_CPU`` and
+``shoal_node_GPU`` each, at most. Ray keeps its launcher's limits to itself."""
+
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head alone."""
+
 SETTLE_SEC = 3.0
 """How long a run that could do with fewer workers waits for more: what dead workers had is free a moment later."""
 
@@ -95,6 +102,16 @@ def check_capacity(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
     )
 
 
+def grown(nodes: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Return what each node has, and what those will have that come when there is work for them."""
+    promised = next((node for node in nodes if NODES in node), None)
+    if promised is None:
+        return list(nodes)
+    each = {name.removeprefix(NODE_PREFIX): has for name, has in promised.items() if name.startswith(NODE_PREFIX)}
+    here = sum(HEAD not in node for node in nodes)
+    return [*nodes, *[each] * max(0, int(promised[NODES]) - here)]
+
+
 def fitting(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many workers fit, counted node by node; as many as were asked for where they ask for nothing."""
     asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0.0}
@@ -110,7 +127,9 @@ def fitting(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
     )
 
 
-def choose_workers(resources: Resources, free: int, there: int, waited_sec: float) -> int | None:
+def choose_workers(
+    resources: Resources, free: int, there: int, waited_sec: float, *, grows: bool = False
+) -> int | None:
     """Return with how many workers to start; None: wait.
 
     Args:
@@ -118,10 +137,13 @@ def choose_workers(resources: Resources, free: int, there: int, waited_sec: floa
         free: workers that fit into what nobody uses.
         there: workers that would fit if nobody used anything.
         waited_sec: for a start.
+        grows: whether ``there`` counts nodes that come only when a group of workers waits for them.
     """
     if resources.min_workers is None:
         return resources.workers  # whose placement group waits in Ray's queue
     most = min(resources.workers, there)  # more will not come, whoever ends
     if most >= resources.least and (free >= most or (free >= resources.least and waited_sec >= SETTLE_SEC)):
         return min(free, most)
+    if grows and most >= resources.least > free:
+        return most  # a group that waits is what makes them come
     return None

@@ -42,7 +42,8 @@ def test_nothing_waits_for_money_and_the_head_trains_nothing(aws: dict[str, Any]
     types = aws["available_node_types"]
     assert types["gpu"]["min_workers"] == 0
     assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert types[aws["head_node_type"]]["resources"] == {"CPU": 0}
+    head = types[aws["head_node_type"]]["resources"]
+    assert head == {"CPU": 0, "shoal_nodes": types["gpu"]["max_workers"], "shoal_node_CPU": 8, "shoal_node_GPU": 1}
     assert "InstanceMarketOptions" not in types[aws["head_node_type"]]["node_config"]
 
 

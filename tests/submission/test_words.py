@@ -158,10 +158,15 @@ def test_no_refusal_repeats_a_value(options: list[str], said: str) -> None:
 
 
 def test_the_driver_keeps_off_the_head() -> None:
-    head, one, two = ({"node_id": name, "is_head_node": name == "head"} for name in ("head", "one", "two"))
+    head, one, two = (
+        {"node_id": name, "is_head_node": name == "head", "resources_total": {"CPU": 1.0}}
+        for name in ("head", "one", "two")
+    )
     assert placement([head, one, two], on_head=False) == {"ray.io/node-id": "!head"}
     assert placement([head, one], on_head=True) is None
     assert placement([head], on_head=False) is None
+    coming_and_going = head | {"resources_total": {"shoal_nodes": 8.0}}
+    assert placement([coming_and_going, one], on_head=False) is None
 
 
 def test_the_address_is_the_one_given_or_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

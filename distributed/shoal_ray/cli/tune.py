@@ -129,7 +129,7 @@ def tune(
         from shoal_ray.submission import nodes_told
 
         with cluster.connected(address), signals.listening():
-            nodes = [node["Resources"] for node in cluster.alive_nodes()]
+            nodes = cluster.possible_nodes()
             if address is None:
                 parallel = search.algorithm == "pbt" and not turns
                 few = capacity.at_once(search.population, nodes, parallel=parallel)

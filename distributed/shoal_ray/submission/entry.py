@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shoal_ray.resources import NODES
 from shoal_ray.submission.environment import HOOK
 
 if TYPE_CHECKING:  # on the cluster nothing is gathered
@@ -38,9 +39,11 @@ def placement(nodes: Sequence[Mapping[str, Any]], *, on_head: bool) -> dict[str,
     A driver dies with its machine. The head is the one whose processes are taken down and started again while the
     others go on: workers survive that, since Ray's state is on disk there (``RAY_gcs_storage``), and a driver
     elsewhere survives it with them. A driver on the head would not, and Ray would put it there if nothing was said.
-    ``on_head`` is for clusters whose other machines come and go, as spot instances do.
+    ``on_head`` is for clusters whose other machines come and go, as spot instances do; one that says how far it grows
+    is such a cluster.
     """
     heads = [node["node_id"] for node in nodes if node["is_head_node"]]
-    if on_head or len(heads) != 1 or len(nodes) == 1:
+    grows = any(NODES in node["resources_total"] for node in nodes)
+    if on_head or grows or len(heads) != 1 or len(nodes) == 1:
         return None
     return {"ray.io/node-id": f"!{heads[0]}"}
