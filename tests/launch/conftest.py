@@ -84,6 +84,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     options = f"-o Port={port} -o UserKnownHostsFile={home}/known -o GlobalKnownHostsFile=none"
     ssh.write_text(f'#!/bin/bash\nexec -a ssh {shutil.which("ssh")} {options} "$@"\n')
     ssh.chmod(0o755)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where Ray's launcher keeps what it knows
     monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
     with subprocess.Popen([SSHD, "-D", "-e", "-f", home / "sshd_config"], stderr=subprocess.PIPE, text=True) as daemon:
         try:
