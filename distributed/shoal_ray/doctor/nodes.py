@@ -62,9 +62,9 @@ def look_at_nodes(found: list[Node], tell: Tell) -> Iterator[Finding]:
             continue
         found.append(node)
         yield _described(node)
-        yield from gpu_findings(name, node.facts["gpus"])
+        yield from gpu_findings(name, node.facts)
         offered = described["Resources"].get("GPU", 0)
-        if trouble := ray_gpu_finding(name, offered, node.facts["gpus"], node.facts["torch_gpus"]):
+        if trouble := ray_gpu_finding(name, offered, node.facts):
             yield trouble
         tell("nodes", number, len(alive))
 
