@@ -252,6 +252,12 @@ def test_a_node_without_shoal_can_tell_what_it_is(tmp_path: Path) -> None:
     assert pickle.loads(sent)().now() > 1.7e9
 
 
+def test_a_node_is_waited_for_until_it_has_given_up_on_its_own_tools() -> None:
+    from shoal_ray.doctor import nodes
+
+    assert nodes.FACTS_SEC > on_node.NVIDIA_SMI_SEC + on_node.TORCH_SEC
+
+
 def test_a_folder_that_is_another_one_is_not_signed(tmp_path: Path) -> None:
     (tmp_path / "doctor").write_bytes(b"another doctor's")
     found: dict[str, Any] = on_node.Inspector().sign(str(tmp_path), "node", b"token")
