@@ -89,6 +89,60 @@ def test_each_slip_is_named_with_its_line(old: str, new: str, line: str, what: s
     assert finding.remedy
 
 
+LOGIN = "  ssh_user: ubuntu\n  ssh_private_key: ~/.ssh/id_ed25519   # the head gets a copy: it is the head that logs in\
+ to the workers\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        (LOGIN, "", "auth:", "auth is empty, and has to be a mapping"),
+        (LOGIN, "  - ubuntu\n", "auth:", r"auth is \['ubuntu'\], and has to be a mapping"),
+        ("key: ~/.ssh/id_ed25519 ", "key: 3 ", "  ssh_private_key:", "ssh_private_key is 3, and has to be text"),
+        ("user: ubuntu", "user: 1000", "  ssh_user:", "ssh_user is 1000, and has to be text"),
+        ("head_ip: 10.9.8.10", "head_ip:", "  head_ip:", "head_ip is empty, and has to be text"),
+        ("[10.9.8.11, 10.9.8.12]", "10.9.8.11", "  worker_ips:", "worker_ips is '10.9.8.11', and has to be a list"),
+        ("10.9.8.11, 10", "10.9, 10", "  worker_ips:", "worker_ips: 0 is 10.9, and has to be text"),
+        ("src: src", "src: [src]", "  ~/shoal/src:", r"file_mounts: ~/shoal/src is \['src'\], and has to be text"),
+        ("type: local", "type:", "  type:", "provider.type is empty"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused(old: str, new: str, line: str, said: str, filled: Filled) -> None:
+    path = filled(old, new)
+    with pytest.raises(ClusterError, match=rf"^{line_of(path, line)}: .*{said}.*; ."):
+        ClusterFile.read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file_mounts", "[src]"),
+        ("file_mounts", ""),
+        ("head_start_ray_commands", ""),
+        ("head_start_ray_commands", "ray start"),
+        ("head_start_ray_commands", "{ray: start}"),
+    ],
+)
+def test_a_section_of_another_kind_is_refused(key: str, value: str, filled: Filled) -> None:
+    path = filled()
+    path.write_text(re.sub(rf"(?m)^{key}:\n(?:(?: .*)?\n)+?(?=\S)", f"{key}: {value}\n", path.read_text()))
+    with pytest.raises(ClusterError, match=f"{line_of(path, key)}: {key} is .*, and has to be a "):
+        ClusterFile.read(path)
+
+
+def test_a_path_of_a_user_that_there_is_not_is_not_there(filled: Filled) -> None:
+    path = filled("key: ~/.ssh/id_ed25519 ", "key: ~no-such-user/key ", "src: src", "src: ~no-such-user/src")
+    found = {finding.what: finding for finding in missing(path)}
+    assert found.keys() == {"ssh key", "file mount"}
+    assert found["ssh key"].remedy
+
+
+def test_the_command_refuses_a_part_of_another_kind(filled: Filled) -> None:
+    path = filled("  head_ip: 10.9.8.10", "  head_ip:", "[10.9.8.11, 10.9.8.12]", "[]")
+    assert "head_ip is empty" in finish(start("cluster", "check", path), code=2)
+    assert "head_ip is empty" in finish(start("cluster", "down", path), code=2)
+
+
 def test_a_misspelt_key_names_its_neighbour(filled: Filled) -> None:
     [finding] = missing(filled("worker_start_ray_commands:", "worker_start_ray_comands:"))
     assert "did you mean 'worker_start_ray_commands'?" in finding.remedy

@@ -13,7 +13,7 @@ def gpu_findings(where: str, told: Mapping[str, Any]) -> Iterator[Finding]:
             f"gpus of {where}",
             f"nvidia-smi failed: {told['gpus_error']}",
             good=False,
-            remedy="run nvidia-smi there: driver loaded, GPU not lost (dmesg)? Restart the machine, or train without it",
+            remedy="run nvidia-smi there; dmesg says whether the GPU was lost: restart the machine, or leave it out",
         )
     for index, gpu in enumerate(told["gpus"]):
         memory = gpu["memory.total"]

@@ -82,7 +82,7 @@ def ways(file: ClusterFile) -> Iterator[Ssh]:
 
 
 def _settings(file: ClusterFile) -> Iterator[str]:
-    auth = file.content.get("auth", {})
+    auth = file.auth
     head, *workers = file.addresses
     for worker in workers:
         yield f"Host {worker}\n  ProxyJump {head}"
