@@ -15,6 +15,7 @@ from shoal_ray.launch.findings import Finding
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = (ROOT / "cluster.yaml").read_text()
+NAME = "\ncluster_name: shoal\n"
 AWS = ROOT / "distributed/shoal_ray/launch/cluster-aws.yaml"
 
 Filled = Callable[..., Path]
@@ -63,12 +64,17 @@ def test_the_shipped_file_wants_addresses_and_nothing_else_of_it(filled: Filled)
     assert "put that in" in found[0].remedy
 
 
+def test_any_number_of_workers_is_right(filled: Filled) -> None:
+    for workers in ("[]", "[10.9.8.11]", "[10.9.8.11, 10.9.8.12, 10.9.8.13]"):
+        assert missing(filled("[10.9.8.11, 10.9.8.12]", workers)) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "what", "found"),
     [
-        ("max_workers: 2", "max_workers: 3", "max_workers:", "max_workers", "3, but 2 worker_ips"),
-        ("max_workers: 2", "max_worker: 2", "max_worker:", "schema", "'max_worker' was unexpected"),
-        ("min_workers: 2", "min_workers: two", "min_workers:", "min_workers", "two, but 2 worker_ips"),
+        (NAME, f"{NAME}max_workers: 3\n", "max_workers:", "max_workers", "3, but 2 worker_ips"),
+        (NAME, f"{NAME}max_worker: 2\n", "max_worker:", "schema", "'max_worker' was unexpected"),
+        (NAME, f"{NAME}min_workers: two\n", "min_workers:", "min_workers", "two, but 2 worker_ips"),
         ("10.9.8.11, 10", "10.9.8.10, 10", "  head_ip:", "address", "10.9.8.10: given twice"),
         ("10.9.8.11, 10", "'-oProxyCommand=x', 10", "  worker_ips:", "address", "neither an address nor a name"),
         ("10.9.8.11, 10", "127.0.0.1, 10", "  worker_ips:", "address", "leads nowhere"),
@@ -204,7 +210,7 @@ def test_the_file_for_aws_wants_what_stands_for_the_reader_s_own(filled: Filled)
 
 
 def test_the_command_prints_findings_and_leaves_with_2(filled: Filled) -> None:
-    path = filled("max_workers: 2", "max_workers: 4")
+    path = filled(NAME, f"{NAME}max_workers: 4\n")
     said = finish(start("cluster", "check", path, "--no-probe", "--json"), code=2)
     [bad] = [finding for finding in json.loads(said) if not finding["good"]]
     assert (bad["what"], bad["remedy"]) == ("max_workers", "say 2, or leave the line out")
