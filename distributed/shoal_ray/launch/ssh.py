@@ -1,4 +1,7 @@
-"""Logging in to the machines of a launcher's file, as its launcher would; nothing of the file goes through a shell."""
+"""Logging in to the machines of a launcher's file, as its launcher would.
+
+Nothing of the file goes through a shell but its ``ssh_proxy_command``, which ssh hands to one: that is what it is for.
+"""
 
 import subprocess
 import tempfile
