@@ -9,7 +9,6 @@ from tests.hosts.hosts import Hosts, unable
 from tests.hosts.store import CREDENTIALS, Store
 from tests.hosts.training import KINDS, Training, Undisturbed, write_images
 
-
 HERE = Path(__file__).parent
 AFTER_THE_LAST = pytest.StashKey[ExitStack]()
 """What is taken down with the last test of this folder: a cluster that nobody uses still takes its share of a core."""

@@ -1,6 +1,6 @@
 """What kind of thing each part of a launcher's file is that is read here; Ray's schema leaves some of it open."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Place = tuple[str | int, ...]
@@ -39,9 +39,16 @@ def slips(content: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
         if not isinstance(found, KINDS[kind]):
             yield place, f"{'.'.join(place)} {_shown(found)}, and has to be {kind}; {remedy}"
         elif part_kind := PARTS.get(place):
-            for key, part in found.items() if isinstance(found, dict) else enumerate(found):
+            for name, part in _parts(found):
                 if not isinstance(part, KINDS[part_kind]):
-                    yield (*place, key), f"{'.'.join(place)}: {key} {_shown(part)}, and has to be {part_kind}; {remedy}"
+                    yield (
+                        (*place, name),
+                        f"{'.'.join(place)}: {name} {_shown(part)}, and has to be {part_kind}; {remedy}",
+                    )
+
+
+def _parts(found: Any) -> Iterable[tuple[str | int, Any]]:
+    return found.items() if isinstance(found, dict) else enumerate(found)
 
 
 def _shown(value: object) -> str:

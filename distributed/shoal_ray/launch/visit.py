@@ -97,7 +97,7 @@ class Visit:
         with _limit(self._process):
             self._say([pair for pair in ports if pair[0] != self.address])
             heard = self._hear()
-        silent = {address: "did not say" for address, _ in ports if address != self.address}
+        silent: dict[str, str | None] = {address: "did not say" for address, _ in ports if address != self.address}
         self.unreached = silent if heard is None else heard  # a machine that is alone says {}
 
     def leave(self) -> None:

@@ -14,7 +14,10 @@ LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
 SELECTOR = _object(matchLabels=LABELS)
 PEER = _object(podSelector=SELECTOR, namespaceSelector=SELECTOR)
 PORT = _object(protocol={"enum": ["TCP", "UDP", "SCTP"]}, port={"type": ["integer", "string"]}, endPort={})
-RULE = _object(**{"from": {"type": "array", "items": PEER}, "ports": {"type": "array", "items": PORT}})
+RULE = {
+    "type": "object",
+    "properties": {"from": {"type": "array", "items": PEER}, "ports": {"type": "array", "items": PORT}},
+}
 SPEC = _object(
     ["podSelector"],
     podSelector=SELECTOR,
