@@ -38,11 +38,14 @@ def node_environment(command: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in before if "=" in word)
 
 
-def test_ray_accepts_it_and_keeps_every_worker(cluster: dict[str, Any]) -> None:
+@pytest.mark.parametrize("num", [0, 1, 2, 5])
+def test_ray_accepts_it_and_keeps_every_worker(num: int, cluster: dict[str, Any]) -> None:
+    """With any number of addresses, and nothing else to change."""
+    cluster["provider"]["worker_ips"] = [f"10.0.0.{number}" for number in range(2, 2 + num)]
     prepared = prepare_config(cluster)
     validate_config(prepared)
     kind = prepared["available_node_types"][prepared["head_node_type"]]
-    assert kind["min_workers"] == kind["max_workers"] == len(cluster["provider"]["worker_ips"])
+    assert kind["min_workers"] == kind["max_workers"] == prepared["max_workers"] == num
 
 
 def test_ray_would_refuse_a_misspelt_key(cluster: dict[str, Any]) -> None:

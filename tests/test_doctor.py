@@ -178,13 +178,37 @@ def test_gpus_that_are_not_well_are_named() -> None:
 
 def test_no_gpus_where_there_is_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert on_node.gpus() == []
+    assert on_node.gpus() == {"gpus": [], "gpus_error": None}
+    assert list(gpu_findings("h1", on_node.gpus())) == []
     assert on_node.torch_gpus() is None
 
 
+@pytest.mark.usefixtures("nvidia_smi")
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("echo hello; echo 'Unable to determine the device handle for GPU0: Unknown Error'; exit 15", "Unknown Error"),
+        ("echo 'driver/library version mismatch' >&2; exit 18", "version mismatch"),
+        ("exit 9", "exit code 9"),
+        ("exec tail -f /dev/null", "no answer in 2 s"),
+    ],
+)
+def test_a_driver_that_fails_is_not_a_machine_without_gpus(
+    program: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "no answer" in why:
+        monkeypatch.setattr(on_node, "NVIDIA_SMI_SEC", 2)
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\n{program}\n")
+    (bad,) = gpu_findings("h1", on_node.gpus())
+    assert (bad.good, bad.what) == (False, "gpus of h1")
+    assert bad.found.startswith("nvidia-smi failed: ")
+    assert bad.found.endswith(why)
+    assert bad.remedy
+
+
 def test_gpus_that_torch_or_ray_does_not_see() -> None:
-    def said(offered: float, torch: str | None, num: int = 2) -> str:
-        found = ray_gpu_finding("h1", offered, [{}] * num, torch)
+    def said(offered: float, torch: str | None, num: int = 2, error: str | None = None) -> str:
+        found = ray_gpu_finding("h1", offered, {"gpus": [{}] * num, "gpus_error": error, "torch_gpus": torch})
         return "" if found is None else found.found
 
     assert said(2.0, "2 12.8") == ""
@@ -192,6 +216,8 @@ def test_gpus_that_torch_or_ray_does_not_see() -> None:
     assert said(1.0, "2 12.8") == "Ray offers 1 of 2"
     assert said(2.0, "0 12.8") == "torch (built for CUDA 12.8) can use 0 of 2"
     assert said(2.0, None) == "torch (built for CUDA ?) can use 0 of 2"
+    assert said(1.0, None, num=0) == "Ray offers 1, and none is seen there"
+    assert said(1.0, None, num=0, error="Unknown Error") == ""  # is a finding of its own
 
 
 # --- on a node ------------------------------------------------------------------------------------------------------
@@ -224,6 +250,12 @@ def test_a_node_without_shoal_can_tell_what_it_is(tmp_path: Path) -> None:
     assert not signed["error"]
     assert (tmp_path / "node").read_bytes() == b"token"
     assert pickle.loads(sent)().now() > 1.7e9
+
+
+def test_a_node_is_waited_for_until_it_has_given_up_on_its_own_tools() -> None:
+    from shoal_ray.doctor import nodes
+
+    assert nodes.FACTS_SEC > on_node.NVIDIA_SMI_SEC + on_node.TORCH_SEC
 
 
 def test_a_folder_that_is_another_one_is_not_signed(tmp_path: Path) -> None:

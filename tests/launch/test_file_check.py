@@ -15,6 +15,7 @@ from shoal_ray.launch.findings import Finding
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = (ROOT / "cluster.yaml").read_text()
+NAME = "\ncluster_name: shoal\n"
 AWS = ROOT / "distributed/shoal_ray/launch/cluster-aws.yaml"
 
 Filled = Callable[..., Path]
@@ -63,12 +64,17 @@ def test_the_shipped_file_wants_addresses_and_nothing_else_of_it(filled: Filled)
     assert "put that in" in found[0].remedy
 
 
+def test_any_number_of_workers_is_right(filled: Filled) -> None:
+    for workers in ("[]", "[10.9.8.11]", "[10.9.8.11, 10.9.8.12, 10.9.8.13]"):
+        assert missing(filled("[10.9.8.11, 10.9.8.12]", workers)) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "what", "found"),
     [
-        ("max_workers: 2", "max_workers: 3", "max_workers:", "max_workers", "3, but 2 worker_ips"),
-        ("max_workers: 2", "max_worker: 2", "max_worker:", "schema", "'max_worker' was unexpected"),
-        ("min_workers: 2", "min_workers: two", "min_workers:", "min_workers", "two, but 2 worker_ips"),
+        (NAME, f"{NAME}max_workers: 3\n", "max_workers:", "max_workers", "3, but 2 worker_ips"),
+        (NAME, f"{NAME}max_worker: 2\n", "max_worker:", "schema", "'max_worker' was unexpected"),
+        (NAME, f"{NAME}min_workers: two\n", "min_workers:", "min_workers", "two, but 2 worker_ips"),
         ("10.9.8.11, 10", "10.9.8.10, 10", "  head_ip:", "address", "10.9.8.10: given twice"),
         ("10.9.8.11, 10", "'-oProxyCommand=x', 10", "  worker_ips:", "address", "neither an address nor a name"),
         ("10.9.8.11, 10", "127.0.0.1, 10", "  worker_ips:", "address", "leads nowhere"),
@@ -87,6 +93,60 @@ def test_each_slip_is_named_with_its_line(old: str, new: str, line: str, what: s
     assert found in finding.found
     assert finding.where == line_of(path, line)
     assert finding.remedy
+
+
+LOGIN = "  ssh_user: ubuntu\n  ssh_private_key: ~/.ssh/id_ed25519   # the head gets a copy: it is the head that logs in\
+ to the workers\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        (LOGIN, "", "auth:", "auth is empty, and has to be a mapping"),
+        (LOGIN, "  - ubuntu\n", "auth:", r"auth is \['ubuntu'\], and has to be a mapping"),
+        ("key: ~/.ssh/id_ed25519 ", "key: 3 ", "  ssh_private_key:", "ssh_private_key is 3, and has to be text"),
+        ("user: ubuntu", "user: 1000", "  ssh_user:", "ssh_user is 1000, and has to be text"),
+        ("head_ip: 10.9.8.10", "head_ip:", "  head_ip:", "head_ip is empty, and has to be text"),
+        ("[10.9.8.11, 10.9.8.12]", "10.9.8.11", "  worker_ips:", "worker_ips is '10.9.8.11', and has to be a list"),
+        ("10.9.8.11, 10", "10.9, 10", "  worker_ips:", "worker_ips: 0 is 10.9, and has to be text"),
+        ("src: src", "src: [src]", "  ~/shoal/src:", r"file_mounts: ~/shoal/src is \['src'\], and has to be text"),
+        ("type: local", "type:", "  type:", "provider.type is empty"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused(old: str, new: str, line: str, said: str, filled: Filled) -> None:
+    path = filled(old, new)
+    with pytest.raises(ClusterError, match=rf"^{line_of(path, line)}: .*{said}.*; ."):
+        ClusterFile.read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file_mounts", "[src]"),
+        ("file_mounts", ""),
+        ("head_start_ray_commands", ""),
+        ("head_start_ray_commands", "ray start"),
+        ("head_start_ray_commands", "{ray: start}"),
+    ],
+)
+def test_a_section_of_another_kind_is_refused(key: str, value: str, filled: Filled) -> None:
+    path = filled()
+    path.write_text(re.sub(rf"(?m)^{key}:\n(?:(?: .*)?\n)+?(?=\S)", f"{key}: {value}\n", path.read_text()))
+    with pytest.raises(ClusterError, match=f"{line_of(path, key)}: {key} is .*, and has to be a "):
+        ClusterFile.read(path)
+
+
+def test_a_path_of_a_user_that_there_is_not_is_not_there(filled: Filled) -> None:
+    path = filled("key: ~/.ssh/id_ed25519 ", "key: ~no-such-user/key ", "src: src", "src: ~no-such-user/src")
+    found = {finding.what: finding for finding in missing(path)}
+    assert found.keys() == {"ssh key", "file mount"}
+    assert found["ssh key"].remedy
+
+
+def test_the_command_refuses_a_part_of_another_kind(filled: Filled) -> None:
+    path = filled("  head_ip: 10.9.8.10", "  head_ip:", "[10.9.8.11, 10.9.8.12]", "[]")
+    assert "head_ip is empty" in finish(start("cluster", "check", path), code=2)
+    assert "head_ip is empty" in finish(start("cluster", "down", path), code=2)
 
 
 def test_a_misspelt_key_names_its_neighbour(filled: Filled) -> None:
@@ -150,7 +210,7 @@ def test_the_file_for_aws_wants_what_stands_for_the_reader_s_own(filled: Filled)
 
 
 def test_the_command_prints_findings_and_leaves_with_2(filled: Filled) -> None:
-    path = filled("max_workers: 2", "max_workers: 4")
+    path = filled(NAME, f"{NAME}max_workers: 4\n")
     said = finish(start("cluster", "check", path, "--no-probe", "--json"), code=2)
     [bad] = [finding for finding in json.loads(said) if not finding["good"]]
     assert (bad["what"], bad["remedy"]) == ("max_workers", "say 2, or leave the line out")

@@ -11,7 +11,7 @@ import jsonschema  # type: ignore[import-untyped]  # has no types of its own
 import pytest
 import ray
 import yaml
-from tests.launch.kuberay import later
+from tests.launch.kuberay import later, network
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "distributed/shoal_ray/launch/kuberay"
@@ -22,6 +22,7 @@ SCHEMAS = Path(__file__).parent / "kuberay/schemas.json.xz"
 def schemas() -> dict[str, Any]:
     found = json.loads(lzma.decompress(SCHEMAS.read_bytes()))
     later.add_to(found)
+    found["NetworkPolicy"] = network.SCHEMA
     return {kind: closed(schema) for kind, schema in found.items()}
 
 
@@ -100,6 +101,51 @@ def test_every_pod_is_nobody_and_shows_its_token() -> None:
             assert "@sha256:" in container["image"]
             mounted = {mount["name"] for mount in container["volumeMounts"]}
             assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+# Labels that KubeRay, or its chart and its kustomization, put on pods.
+OF_KUBERAY = {"ray.io/is-ray-node": "yes", "ray.io/cluster": "shoal"}
+OPERATORS = [
+    {"app.kubernetes.io/component": "kuberay-operator", "app.kubernetes.io/name": name}
+    for name in ("kuberay-operator", "kuberay")
+]
+OTHERS: list[dict[str, str]] = [{}, {"app": "x"}, {"ray.io/is-ray-node": "yes", "ray.io/cluster": "other"}]
+PORTS = [6379, 8265, 8080, 10001, 52365, 40123]
+
+
+def labels_of_pods(cluster: dict[str, Any], name: str) -> list[dict[str, str]]:
+    return [
+        OF_KUBERAY | {"ray.io/cluster": name} | group["template"].get("metadata", {}).get("labels", {})
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    ]
+
+
+@pytest.mark.parametrize(("file", "kind"), [("raycluster.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")])
+def test_nobody_else_reaches_a_pod(file: str, kind: str) -> None:
+    """PyTorch's ports ask for no token."""
+    [policy] = [document for document in documents(file) if document["kind"] == "NetworkPolicy"]
+    spec = of_kind(kind)["spec"]
+    within = labels_of_pods(spec.get("rayClusterSpec", spec), {"RayCluster": "shoal", "RayJob": "shoal-x7k2p"}[kind])
+    submitters = [spec["submitterPodTemplate"]["metadata"]["labels"]] if kind == "RayJob" else []
+    for pod in within:
+        assert network.selects(policy["spec"]["podSelector"], pod)
+        for port in PORTS:
+            assert all(network.reaches(policy, pod, sender, port) for sender in within)
+            assert not any(network.reaches(policy, pod, sender, port, same_namespace=False) for sender in within)
+            for sender in [*OPERATORS, *submitters]:
+                assert network.reaches(policy, pod, sender, port) == (port == 8265)
+            assert all(network.reaches(policy, pod, sender, 8265, same_namespace=False) for sender in OPERATORS)
+            assert not any(network.reaches(policy, pod, sender, port) for sender in OTHERS)
+
+
+def test_the_submitter_is_nobody_either() -> None:
+    spec = of_kind("RayJob")["spec"]["submitterPodTemplate"]["spec"]
+    head = of_kind("RayJob")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"] == head["securityContext"]
+    [container], [of_head] = spec["containers"], head["containers"]
+    assert container["securityContext"] == of_head["securityContext"]
+    assert container["image"] == of_head["image"]
 
 
 def test_no_secret_is_written_down() -> None:

@@ -5,7 +5,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from shoal_ray.launch import probe
 from shoal_ray.launch.cluster_file import ClusterFile
 from shoal_ray.launch.ssh import ways
-from shoal_ray.launch.visit import BEGIN
+from shoal_ray.launch.visit import BEGIN, PATIENCE_SEC
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SEC = 60
@@ -69,6 +71,22 @@ def test_tells_what_there_is_and_whom_it_reaches(process: subprocess.Popen[str])
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(DEADLINE_SEC) == 0  # leaves when the login ends
+
+
+def test_many_machines_behind_a_firewall_that_drops_are_asked_at_once() -> None:
+    """One after another would take longer than whoever asked waits for an answer."""
+    with ExitStack() as held:
+        full = held.enter_context(socket.create_server(("", 0), backlog=0))  # what does not fit is dropped
+        port = full.getsockname()[1]
+        for _ in range(4):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        addresses = [f"127.0.0.{number}" for number in range(1, 1 + PATIENCE_SEC // probe.CONNECT_SEC)]
+        began = time.monotonic()
+        found = probe.troubles_reaching([[address, port] for address in addresses])
+        assert time.monotonic() - began < PATIENCE_SEC / 2
+    assert found == dict.fromkeys(addresses, "timed out")
 
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh here")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shoal_ray.before_ray import HEAD_AWAY_SEC
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "distributed/shoal_ray/launch/slurm/shoal.sbatch"
 
@@ -39,6 +41,23 @@ def test_a_dead_node_is_missed_as_quickly_as_with_cluster_yaml() -> None:
     assert expected
     assert re.findall(r"RAY_health_\w+=\d+", text) == expected
     assert "RAY_AUTH_MODE=token" in text
+
+
+def test_a_node_gets_the_cpus_that_ray_is_told_of() -> None:
+    """From Slurm 22.05 on, srun does not take them from the job by itself."""
+    text = SCRIPT.read_text().replace("\\\n", " ")
+    [step] = [line for line in text.splitlines() if "ray start --block" in line]
+    before, after = step.split("ray start")
+    assert '--cpus-per-task="$SLURM_CPUS_PER_TASK"' in before
+    assert '--num-cpus="$SLURM_CPUS_PER_TASK"' in after
+
+
+def test_nobody_waits_for_a_head_that_comes_back_as_another_cluster() -> None:
+    """It keeps nothing on disk, as a head of cluster.yaml does; drivers would wait for it by themselves."""
+    text = SCRIPT.read_text()
+    assert "RAY_gcs_storage" not in text
+    [seconds] = re.findall(r"^export RAY_gcs_rpc_server_reconnect_timeout_s=(\d+)$", text, re.MULTILINE)
+    assert int(seconds) < HEAD_AWAY_SEC
 
 
 def test_words_are_handed_on_as_they_are() -> None:

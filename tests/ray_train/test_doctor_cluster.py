@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from tests.processes import finish, start
 from tests.storage.s3 import S3
 
@@ -85,3 +86,26 @@ def test_long_looks_can_be_left_out(two_nodes: str, tmp_path: Path) -> None:
     found = looked(2, "--address", two_nodes, "--storage", tmp_path / "runs", "--no-network", "--no-storage")
     assert "torch on all nodes" in found
     assert not any(what.startswith(("network", "storage")) for what in found)
+
+
+def test_a_node_that_stops_answering_is_named_and_the_others_are_still_looked_at(
+    two_nodes: str, tmp_path: Path
+) -> None:
+    from shoal_ray.cluster import connected
+    from shoal_ray.doctor import nodes
+
+    found: list[nodes.Node] = []
+    with connected(two_nodes):
+        list(nodes.look_at_nodes(found, quiet))
+        fine, lost = found
+        ray.kill(lost.inspector)
+        storage = {finding.what: finding.good for finding in nodes.share_storage(found, tmp_path, quiet)}
+        clocks = {finding.what: finding for finding in nodes.compare_clocks(found, quiet)}
+    assert storage == {f"storage {tmp_path} from {lost.name}": False}
+    assert not clocks[f"clock of {lost.name}"].good
+    assert clocks["clocks"].good
+    assert clocks["clocks"].facts.keys() == {fine.name}
+
+
+def quiet(what: str, done: float, total: float | None) -> None:
+    """Take no notice."""

@@ -1,6 +1,7 @@
 """Every node of a cluster: what it is, what is installed there, what time it has, and whether it sees the storage."""
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from shoal_ray.doctor.gpu_findings import gpu_findings, ray_gpu_finding
 from shoal_ray.doctor.machine import LEAST_FREE_BYTES, MAKE_ROOM
 
 SAME_EVERYWHERE = ("python", "torch", "ray", "shoal")
+FACTS_SEC = on_node.FACTS_SEC + 30
+"""Longer than a node waits for its own tools, so that it can say which of them hangs."""
+
 ANSWER_SEC = 60
 
 # By value: a node where Shoal is not installed is to say so, and not to fail.
@@ -47,26 +51,37 @@ def look_at_nodes(found: list[Node], tell: Tell) -> Iterator[Finding]:
     for described in alive:
         inspector = actor(on_node.Inspector, described)
         asked.append((described, inspector, inspector.facts.remote(SAME_EVERYWHERE[1:])))
-    names = names_of(alive)
+    names, deadline = names_of(alive), time.monotonic() + FACTS_SEC
     for number, (name, (described, inspector, answer)) in enumerate(zip(names, asked, strict=True), 1):
         try:
-            node = Node(name, described, inspector, ray.get(answer, timeout=ANSWER_SEC))
+            node = Node(name, described, inspector, _told(answer, deadline))
         except ray.exceptions.RayError as error:
-            said = str(error).strip().splitlines()
             yield Finding(
                 f"node {name}",
-                f"no answer within {ANSWER_SEC} s: {said[-1] if said else type(error).__name__}",
+                _silence(error, FACTS_SEC),
                 good=False,
                 remedy="look at the logs of Ray there, /tmp/ray/session_latest/logs",
             )
             continue
         found.append(node)
         yield _described(node)
-        yield from gpu_findings(name, node.facts["gpus"])
+        yield from gpu_findings(name, node.facts)
         offered = described["Resources"].get("GPU", 0)
-        if trouble := ray_gpu_finding(name, offered, node.facts["gpus"], node.facts["torch_gpus"]):
+        if trouble := ray_gpu_finding(name, offered, node.facts):
             yield trouble
         tell("nodes", number, len(alive))
+
+
+def _told(answer: Any, deadline: float) -> Any:
+    """Wait for an answer up to a time of the monotonic clock, which several may share."""
+    return ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+
+
+def _silence(error: Exception, seconds: float) -> str:
+    if isinstance(error, ray.exceptions.GetTimeoutError):
+        return f"no answer within {seconds:g} s"
+    said = str(error).strip().splitlines()
+    return f"no answer: {said[-1] if said else type(error).__name__}"
 
 
 def actor(kind: type, described: Mapping[str, Any], **options: Any) -> Any:
@@ -134,7 +149,13 @@ def compare_clocks(nodes: Sequence[Node], tell: Tell) -> Iterator[Finding]:
     offsets = {}
     for number, node in enumerate(nodes):
         tell("clocks", number, len(nodes))
-        trips = clocks.round_trips(lambda node=node: ray.get(node.inspector.now.remote(), timeout=ANSWER_SEC))  # type: ignore[misc]  # a default binds the node
+        try:
+            trips = clocks.round_trips(lambda node=node: ray.get(node.inspector.now.remote(), timeout=ANSWER_SEC))  # type: ignore[misc]  # a default binds the node
+        except ray.exceptions.RayError as error:
+            found = _silence(error, ANSWER_SEC)
+            remedy = "look whether that machine still works, and at /tmp/ray/session_latest/logs there"
+            yield Finding(f"clock of {node.name}", found, good=False, remedy=remedy)
+            continue
         offsets[node.name] = clocks.offset(trips)
     yield from clocks.judge(offsets)
 
@@ -147,8 +168,19 @@ def share_storage(nodes: Sequence[Node], storage: Place, tell: Tell) -> Iterator
     with preflight.signing_place(storage if folder is None else folder.resolve()) as shared:
         (shared / "doctor").write_bytes(expected)
         asked = [(node, node.inspector.sign.remote(str(shared), node.described["NodeID"], expected)) for node in nodes]
+        deadline = time.monotonic() + ANSWER_SEC
         for node, answer in asked:
-            said = ray.get(answer, timeout=ANSWER_SEC)
+            try:
+                said = _told(answer, deadline)
+            except ray.exceptions.RayError as error:
+                troubles += 1
+                yield Finding(
+                    f"{what} from {node.name}",
+                    _silence(error, ANSWER_SEC),
+                    good=False,
+                    remedy="look at the mount there (does `ls` of it come back?), and whether its server answers",
+                )
+                continue
             mark = shared / node.described["NodeID"]
             if said["sees"] and not said["error"] and mark.exists() and mark.read_bytes() == expected:
                 free[node.name] = said["free_bytes"]

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 SIOCGIFADDR = 0x8915
-NVIDIA_SMI_SEC = 30
+NVIDIA_SMI_SEC = 60
+"""For all questions to it together; each may take seconds where no process keeps the driver awake."""
+
 TORCH_SEC = 120
+FACTS_SEC = NVIDIA_SMI_SEC + TORCH_SEC
 
 GPU_FIELDS = ("name", "memory.total", "driver_version", "temperature.gpu")
 GPU_TROUBLE = {
@@ -39,7 +42,7 @@ class Inspector:
             "host": socket.gethostname(),
             "versions": versions(packages),
             "interface": training_interface(),
-            "gpus": gpus(),
+            **gpus(),
             "torch_gpus": torch_gpus(),
             "free_bytes": {
                 place: shutil.disk_usage(place).free for place in ("/tmp", "/dev/shm") if Path(place).is_dir()
@@ -129,19 +132,36 @@ def training_interface() -> dict[str, Any]:
     return {"name": name, "address": address, "bits_per_sec": megabits * 1_000_000 if megabits > 0 else None}
 
 
-def gpus() -> list[dict[str, Any]]:
-    """Return every NVIDIA GPU as nvidia-smi sees it: GPU_FIELDS, and in ``trouble`` what is wrong with it."""
-    table = _nvidia_smi(*GPU_FIELDS)
+def gpus() -> dict[str, Any]:
+    """Ask nvidia-smi about this machine's GPUs.
+
+    Returns:
+        ``gpus``: of each its GPU_FIELDS, and in ``trouble`` what is wrong with it; ``gpus_error``: why nvidia-smi
+        could not tell, None where it did, or where there is none.
+    """
+    deadline = time.monotonic() + NVIDIA_SMI_SEC
+    try:
+        table = _nvidia_smi(deadline, *GPU_FIELDS)
+    except FileNotFoundError:
+        return {"gpus": [], "gpus_error": None}
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"gpus": [], "gpus_error": _why(error)}
     trouble: list[list[str]] = [[] for _ in table]
-    if table:
-        for field, says in GPU_TROUBLE.items():
-            for found, cells in zip(trouble, _nvidia_smi(field), strict=False):
-                if _is_bad(cells[0]):
-                    found.append(f"{says} ({field} {cells[0]})")
-    return [
+    for field, says in GPU_TROUBLE.items() if table else ():
+        try:
+            answers = _nvidia_smi(deadline, field)
+        except subprocess.CalledProcessError:  # not every driver knows every field
+            continue
+        except (OSError, subprocess.SubprocessError) as error:
+            return {"gpus": [], "gpus_error": _why(error)}
+        for found, cells in zip(trouble, answers, strict=False):
+            if _is_bad(cells[0]):
+                found.append(f"{says} ({field} {cells[0]})")
+    seen = [
         dict(zip(GPU_FIELDS, cells, strict=True)) | {"trouble": said}
         for cells, said in zip(table, trouble, strict=True)
     ]
+    return {"gpus": seen, "gpus_error": None}
 
 
 def torch_gpus() -> str | None:
@@ -160,15 +180,27 @@ def torch_gpus() -> str | None:
     return asked.stdout.strip()
 
 
-def _nvidia_smi(*fields: str) -> list[list[str]]:
-    """Return a row of cells per GPU; none where there is no nvidia-smi, or where it does not know a field."""
+def _nvidia_smi(deadline: float, *fields: str) -> list[list[str]]:
+    """Return a row of cells per GPU.
+
+    Raises:
+        FileNotFoundError: there is no nvidia-smi.
+        OSError, SubprocessError: it failed, or is not done at the deadline.
+    """
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SEC, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
+    left = max(0.0, deadline - time.monotonic())
+    asked = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=left, check=True)
     rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines() if line.strip()]
     return [row for row in rows if len(row) == len(fields)]
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"no answer in {NVIDIA_SMI_SEC} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        said = [line.strip() for line in f"{error.stderr}\n{error.stdout}".splitlines() if line.strip()]
+        return said[-1] if said else f"exit code {error.returncode}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _is_bad(cell: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import yaml
 
 from shoal.errors import ClusterError
+from shoal_ray.launch.shapes import slips
 
 Key = str | int
 
@@ -31,7 +32,8 @@ class ClusterFile:
         """Read a file.
 
         Raises:
-            ClusterError: it is not YAML, gives a key twice, or is no mapping; with the line.
+            ClusterError: it is not YAML, gives a key twice, or a part is a list that should be text and the like; with
+                the line.
             OSError: it cannot be read.
         """
         try:
@@ -51,13 +53,25 @@ class ClusterFile:
             raise ClusterError(
                 f"{path}:{second}: {key} is given on line {first} already, and only the last one would count; keep one"
             )
-        return cls(path, content, root)
+        file = cls(path, content, root)
+        for place, said in slips(content):
+            raise ClusterError(f"{file.where(*place)}: {said}")
+        return file
 
     @property
     def provider(self) -> dict[str, Any]:
-        """The provider's section."""
-        found = self.content.get("provider")
-        return found if isinstance(found, dict) else {}
+        """The provider's section; empty where there is none."""
+        return dict(self.content.get("provider", {}))
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """The section of the login; empty where there is none."""
+        return dict(self.content.get("auth", {}))
+
+    @property
+    def mounts(self) -> dict[str, str]:
+        """What is brought to the machines: where it goes there, and where it is here."""
+        return dict(self.content.get("file_mounts", {}))
 
     @property
     def local(self) -> bool:
@@ -67,9 +81,8 @@ class ClusterFile:
     @property
     def addresses(self) -> list[str]:
         """The head's address and then the workers', as they are written; of a file without them none."""
-        workers = self.provider.get("worker_ips")
-        listed = [self.provider.get("head_ip"), *(workers if isinstance(workers, list) else [])]
-        return [str(address) for address in listed if address is not None]
+        head = [self.provider["head_ip"]] if "head_ip" in self.provider else []
+        return [*head, *self.provider.get("worker_ips", [])]
 
     def where(self, *keys: Key) -> str:
         """Return ``file:line`` of a part, or of the innermost part around it that is there."""

@@ -62,7 +62,15 @@ def _schema(file: ClusterFile) -> Iterator[Finding]:
             validate_config(prepare_config(file.content))
     except jsonschema.ValidationError as error:
         yield _schema_error(file, error)
-    except (ValueError, NotImplementedError, RuntimeError, KeyError, TypeError, click.ClickException) as error:
+    except (
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        click.ClickException,
+    ) as error:
         place = ("provider", "type") if isinstance(error, NotImplementedError) else ()
         yield _missing(
             file, "schema", str(error) or type(error).__name__, "see Ray's reference of launcher files", *place
@@ -147,28 +155,30 @@ def _counts(file: ClusterFile) -> Iterator[Finding]:
 
 
 def _login(file: ClusterFile) -> Iterator[Finding]:
-    user = file.content.get("auth", {}).get("ssh_user")
-    if not isinstance(user, str) or not USER_NAME.fullmatch(user):
+    user = file.auth.get("ssh_user")
+    if user is None or not USER_NAME.fullmatch(user):
         found = "none" if user is None else f"{user!r} is no user's name"
         yield _missing(file, "ssh user", found, "name the user that ssh logs in as", "auth", "ssh_user")
 
 
 def _key(file: ClusterFile) -> Iterator[Finding]:
-    given = file.content.get("auth", {}).get("ssh_private_key")
+    given = file.auth.get("ssh_private_key")
     if given is None:
         return
     yield _secret(file, "ssh key", Path(given), "ssh-keygen -t ed25519", ("auth", "ssh_private_key"), b"PRIVATE KEY")
 
 
 def _secret(file: ClusterFile, what: str, path: Path, maker: str, place: tuple[Key, ...], holds: bytes) -> Finding:
-    here = path.expanduser()
     try:
+        here = path.expanduser()
         mode, content = here.stat().st_mode, here.read_bytes()
     except OSError as error:
         remedy = (
             f"make it: {maker}; or name another" if isinstance(error, FileNotFoundError) else "mend its permissions"
         )
         return _missing(file, what, f"{path}: {error.strerror}", remedy, *place)
+    except (RuntimeError, ValueError) as error:  # ~ of a user that there is not; a character that no path has
+        return _missing(file, what, f"{str(path)!r}: {error}", "give a path that there is", *place)
     if stat.S_IMODE(mode) & 0o077:
         found = f"{path}: mode {stat.S_IMODE(mode):o}, others may read it"
         return _missing(file, what, found, f"chmod 600 {path}", *place)
@@ -179,9 +189,9 @@ def _secret(file: ClusterFile, what: str, path: Path, maker: str, place: tuple[K
 
 
 def _mounts(file: ClusterFile) -> Iterator[Finding]:
-    mounts = file.content.get("file_mounts") or {}
-    lost = {there: here for there, here in mounts.items() if not Path(str(here)).expanduser().exists()}
-    lost = {there: here for there, here in lost.items() if Path(str(here)) != TOKEN}  # is looked at on its own
+    mounts = file.mounts
+    lost = {there: here for there, here in mounts.items() if not _exists(Path(here))}
+    lost = {there: here for there, here in lost.items() if Path(here) != TOKEN}  # is looked at on its own
     for there, here in lost.items():
         remedy = "make it, take it out, or go to the folder that it is in: paths count from where you are"
         yield _missing(file, "file mount", f"{here}: not there", remedy, "file_mounts", there)
@@ -189,16 +199,22 @@ def _mounts(file: ClusterFile) -> Iterator[Finding]:
         yield Finding(file.where("file_mounts"), "file mounts", f"{len(mounts)}, all there")
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError):  # no permission to look; ~ of a user that there is not
+        return False
+
+
 def _token(file: ClusterFile) -> Iterator[Finding]:
     open_to_all = False
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        for index, command in enumerate(file.content.get(key) or []):
+        for index, command in enumerate(file.content.get(key, [])):
             if re.search(r"\bray start\b", str(command)) and "RAY_AUTH_MODE=token" not in str(command):
                 open_to_all = True
                 found = "no RAY_AUTH_MODE=token: whoever reaches a port of Ray may run code"
                 yield _missing(file, "token", found, "put it before `ray start`", key, index)
-    mounts = file.content.get("file_mounts") or {}
-    brought = [there for there, here in mounts.items() if Path(str(here)) == TOKEN]
+    brought = [there for there, here in file.mounts.items() if Path(here) == TOKEN]
     maker = f"ray get-auth-token --generate && chmod 600 {TOKEN}"
     if brought:
         yield _secret(file, "token", TOKEN, maker, ("file_mounts", brought[0]), b"")

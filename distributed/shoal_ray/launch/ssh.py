@@ -1,4 +1,7 @@
-"""Logging in to the machines of a launcher's file, as its launcher would; nothing of the file goes through a shell."""
+"""Logging in to the machines of a launcher's file, as its launcher would.
+
+Nothing of the file goes through a shell but its ``ssh_proxy_command``, which ssh hands to one: that is what it is for.
+"""
 
 import subprocess
 import tempfile
@@ -82,7 +85,7 @@ def ways(file: ClusterFile) -> Iterator[Ssh]:
 
 
 def _settings(file: ClusterFile) -> Iterator[str]:
-    auth = file.content.get("auth", {})
+    auth = file.auth
     head, *workers = file.addresses
     for worker in workers:
         yield f"Host {worker}\n  ProxyJump {head}"

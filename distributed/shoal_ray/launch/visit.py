@@ -96,7 +96,9 @@ class Visit:
         assert self._process is not None
         with _limit(self._process):
             self._say([pair for pair in ports if pair[0] != self.address])
-            self.unreached = self._hear() or {address: "did not say" for address, _ in ports}
+            heard = self._hear()
+        silent: dict[str, str | None] = {address: "did not say" for address, _ in ports if address != self.address}
+        self.unreached = silent if heard is None else heard  # a machine that is alone says {}
 
     def leave(self) -> None:
         """End the dialogue, and with it the probe."""
