@@ -3,15 +3,19 @@
 import os
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.processes import descendants
 from tests.submission.conftest import Cluster, free_ports, wait_for
+from tests.submission.dashboard import dashboard
 
 from shoal.errors import ClusterError, ConfigError
 from shoal_ray.submission import tunnel
@@ -36,6 +40,29 @@ auth:
 """
 
 
+class Daemon:
+    """The sshd of a head, which can be away for a while."""
+
+    def __init__(self, config: Path, port: int) -> None:
+        self._config = config
+        self._port = port
+        self.start()
+
+    def start(self) -> None:
+        assert SSHD is not None
+        self._process = subprocess.Popen([SSHD, "-D", "-e", "-f", self._config], stderr=subprocess.DEVNULL)
+        wait_for(self._listens)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def _listens(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
+            return True
+        return False
+
+
 @dataclass(frozen=True)
 class Head:
     """An sshd, and how this machine gets to it.
@@ -44,11 +71,13 @@ class Head:
         file: the cluster file.
         known_hosts: what ssh knows of it; empty at first.
         host_key: what belongs there.
+        daemon: the sshd.
     """
 
     file: Path
     known_hosts: Path
     host_key: str
+    daemon: Daemon
 
     def introduce(self) -> None:
         self.known_hosts.write_text(self.host_key)
@@ -56,7 +85,6 @@ class Head:
 
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
-    assert SSHD is not None
     (port,) = free_ports(1)
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
@@ -84,16 +112,16 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
     (tmp_path / "cluster.yaml").write_text(CLUSTER.format(key=tmp_path / "user"))
-    daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", tmp_path / "sshd_config"], stderr=subprocess.PIPE)
+    daemon = Daemon(tmp_path / "sshd_config", port)
     try:
         yield Head(
             tmp_path / "cluster.yaml",
             tmp_path / "known",
             f"[127.0.0.1]:{port} {' '.join((tmp_path / 'host.pub').read_text().split()[:2])}\n",
+            daemon,
         )
     finally:
-        daemon.terminate()
-        daemon.communicate()
+        daemon.stop()
 
 
 def tunnels_of(pid: int) -> list[int]:
@@ -120,6 +148,24 @@ def test_a_command_goes_through_and_a_broken_tunnel_is_opened_again(
     assert tunnels_of(os.getpid()) == []
     with pytest.raises(ConfigError, match="give one"), connected(cluster.address, head.file):
         pass
+
+
+@needs_sshd
+def test_nobody_else_can_listen_where_the_token_is_sent(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    head.introduce()
+    with dashboard() as cluster:
+        monkeypatch.setattr(tunnel, "DASHBOARD_PORT", cluster.port)
+        with connected(None, head.file) as api:
+            (ssh,) = tunnels_of(os.getpid())
+            words = Path(f"/proc/{ssh}/cmdline").read_text().split("\0")
+            end = Path(words[words.index("-L") + 1].partition(":")[0])
+            assert end.is_socket()  # a port would be anybody's as soon as ssh is gone
+            assert stat.S_IMODE(end.parent.stat().st_mode) == 0o700
+            os.kill(ssh, signal.SIGKILL)
+            assert api.jobs() == []
+        assert set(cluster.tokens) == {"Bearer right"}
+    assert not end.parent.exists()
 
 
 @needs_sshd
@@ -153,10 +199,10 @@ def test_no_tunnel_outlives_who_opened_it(head: Head) -> None:
 def test_words_of_a_file_are_words_of_ssh(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text("{provider: {type: local, head_ip: '-oProxyCommand=touch /x'}, auth: {ssh_user: 'a b; c'}}")
-    words = Login.read(file).command(1234)
+    words = Login.read(file).command(Path("/here/socket"))
     assert words[-2:] == ["--", "-oProxyCommand=touch /x"]  # a host, whatever it looks like
     assert words[words.index("-l") + 1] == "a b; c"
-    assert "127.0.0.1:1234:127.0.0.1:8265" in words
+    assert "/here/socket:127.0.0.1:8265" in words
     assert "-i" not in words
 
 

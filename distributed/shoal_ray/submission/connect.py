@@ -24,4 +24,4 @@ def connected(given: str | None, cluster: Path | None) -> Iterator[JobsApi]:
         raise ConfigError("--address and --cluster are two ways to name a cluster; give one")
     login = Login.read(cluster)
     with Tunnel(login).opened() as tunnel:
-        yield JobsApi(tunnel.address, token(), f"{login.host}, through ssh,", tunnel.mend)
+        yield JobsApi(tunnel.address, token(), f"{login.host}, through ssh,", tunnel.socket, tunnel.mend)

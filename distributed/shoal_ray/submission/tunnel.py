@@ -1,10 +1,13 @@
-"""The way to a cluster of one's own machines: an ssh tunnel to its head, for as long as a command lasts."""
+"""The way to a cluster of one's own machines: an ssh tunnel to its head, for as long as a command lasts.
+
+Its end here is a socket in a folder that only we may enter, not a port: when ssh dies, and while it logs in, a port is
+free for any user of this machine to listen at, who would be sent the token.
+"""
 
 import contextlib
 import ctypes
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from shoal.errors import ClusterError, ConfigError
+from shoal_ray.submission import socket_file
 
 DASHBOARD_PORT = 8265
 OPEN_SEC = 30.0
@@ -30,6 +34,7 @@ OPTIONS = (
     "ServerAliveInterval=10",  # so that a line that went dead ends ssh, and is opened anew
     "ServerAliveCountMax=3",
     "ControlPath=none",  # a connection that is shared would outlive us, forwarding and all
+    "StreamLocalBindUnlink=yes",  # an ssh that was killed leaves its socket
 )
 
 
@@ -70,15 +75,15 @@ class Login:
         key = auth.get("ssh_private_key")
         return cls(host, auth.get("ssh_user"), Path(key).expanduser() if key else None, auth.get("ssh_proxy_command"))
 
-    def command(self, local_port: int) -> list[str]:
-        """Return the words of ssh that forward a port here to the dashboard there; known_hosts is ssh's own."""
+    def command(self, end: Path) -> list[str]:
+        """Return the words of ssh that forward a socket here to the dashboard there; known_hosts is ssh's own."""
         options = [*OPTIONS, *([f"ProxyCommand={self.proxy_command}"] if self.proxy_command else [])]
         return [
             "ssh",
             "-N",
             *(word for option in options for word in ("-o", option)),
             "-L",
-            f"127.0.0.1:{local_port}:127.0.0.1:{DASHBOARD_PORT}",
+            f"{end}:127.0.0.1:{DASHBOARD_PORT}",
             *(["-i", str(self.key), "-o", "IdentitiesOnly=yes"] if self.key else []),
             *(["-l", self.user] if self.user else []),
             "--",
@@ -87,20 +92,20 @@ class Login:
 
 
 class Tunnel:
-    """An ssh process that forwards a port of this machine to a head's dashboard."""
+    """An ssh process that forwards a socket of this machine to a head's dashboard.
+
+    Attributes:
+        socket: where it listens, while it is open.
+        address: the URL of the dashboard, through that socket.
+    """
 
     def __init__(self, login: Login) -> None:
         self._login = login
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-", dir="/tmp")  # short: a socket's path has 107 bytes
         self._ssh: subprocess.Popen[bytes] | None = None
         self._said = tempfile.TemporaryFile()  # not a pipe, which a talkative ssh would fill  # noqa: SIM115
-
-    @property
-    def address(self) -> str:
-        """The URL of the dashboard, from here."""
-        return f"http://127.0.0.1:{self._port}"
+        self.socket = Path(self._folder.name) / "head"
+        self.address = f"http://127.0.0.1:{DASHBOARD_PORT}"
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["Tunnel"]:
@@ -109,10 +114,9 @@ class Tunnel:
             self.mend()
             yield self
         finally:
-            if self._ssh is not None:
-                self._ssh.terminate()
-                self._ssh.wait()
+            self._end()
             self._said.close()
+            self._folder.cleanup()
 
     def mend(self) -> None:
         """Open it, unless it is open.
@@ -120,9 +124,10 @@ class Tunnel:
         Raises:
             ClusterError: ssh gave up; with its words.
         """
-        if self._ssh is not None and self._ssh.poll() is None:
+        if self._ssh is not None and self._is_open(self._ssh):
             return
-        words = self._login.command(self._port)
+        self._end()
+        words = self._login.command(self.socket)
         self._said.truncate(0)
         try:
             self._ssh = subprocess.Popen(
@@ -135,7 +140,7 @@ class Tunnel:
         except FileNotFoundError:
             raise ClusterError("there is no ssh here; install it, or give --address instead of --cluster") from None
         patience = None if sys.stdin.isatty() else time.monotonic() + OPEN_SEC
-        while not self._is_open():
+        while not self._is_open(self._ssh):
             if self._ssh.poll() is not None:
                 self._said.seek(0)
                 said = self._said.read().decode(errors="replace").strip() or "it said nothing"
@@ -147,12 +152,18 @@ class Tunnel:
                 raise ClusterError(f"no tunnel to the head {self._login.host}: ssh took more than {OPEN_SEC:g} s")
             time.sleep(LOOK_SEC)
 
-    def _is_open(self) -> bool:
+    def _is_open(self, ssh: "subprocess.Popen[bytes]") -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+            socket_file.connect(self.socket, timeout=1).close()
         except OSError:
             return False
-        return True
+        return ssh.poll() is None
+
+    def _end(self) -> None:
+        if self._ssh is not None:
+            self._ssh.terminate()
+            self._ssh.wait()
+            self._ssh = None
 
 
 def _bound_to_us() -> None:
