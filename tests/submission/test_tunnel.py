@@ -19,7 +19,9 @@ from tests.submission.dashboard import dashboard
 
 from shoal.errors import ClusterError, ConfigError
 from shoal_ray.submission import tunnel
+from shoal_ray.submission.api import UnreachableError
 from shoal_ray.submission.connect import connected
+from shoal_ray.submission.follow import follow
 from shoal_ray.submission.tunnel import Login, Tunnel
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -128,6 +130,16 @@ def tunnels_of(pid: int) -> list[int]:
     return [child for child, title in descendants(pid).items() if title.startswith(b"ssh\0") or b"/ssh\0" in title]
 
 
+def kill(pid: int) -> None:
+    """Kill a process, and come back when it takes no calls any more."""
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: has_ended(pid))
+
+
+def has_ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+
+
 @needs_sshd
 def test_a_command_goes_through_and_a_broken_tunnel_is_opened_again(
     head: Head, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +163,65 @@ def test_a_command_goes_through_and_a_broken_tunnel_is_opened_again(
 
 
 @needs_sshd
+def test_a_log_is_followed_over_a_head_that_is_away(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    head.introduce()
+    notes: list[str] = []
+    with dashboard() as cluster:
+        job = cluster.add("x", log="said meanwhile\n")
+        monkeypatch.setattr(tunnel, "DASHBOARD_PORT", cluster.port)
+
+        def note(text: str) -> None:
+            notes.append(text)
+            if len(notes) == 1:
+                head.daemon.start()
+            else:
+                job["status"] = "SUCCEEDED"
+
+        written: list[str] = []
+        with connected(None, head.file) as api:
+            head.daemon.stop()
+            (ssh,) = tunnels_of(os.getpid())
+            kill(ssh)
+            assert follow(api, "x", written.append, note).state == "finished"
+        assert "/api/jobs/x/logs/tail" in cluster.asked  # through the tunnel too
+    assert [text.partition(" (")[0] for text in notes] == [
+        "the line to the cluster broke",
+        "the line to the cluster is there again",
+    ]
+    assert "Connection refused" in notes[0]
+    assert written == ["said meanwhile\n"]
+
+
+@needs_sshd
+def test_what_ssh_says_again_is_its_last_words_only(head: Head) -> None:
+    head.introduce()
+    with Tunnel(Login.read(head.file)).opened() as opened:
+        head.daemon.stop()
+        (ssh,) = tunnels_of(os.getpid())
+        kill(ssh)
+        said = []
+        for _ in range(2):
+            with pytest.raises(UnreachableError, match="Connection refused") as refusal:
+                opened.mend()
+            said.append(str(refusal.value))
+        head.daemon.start()
+    assert said[0] == said[1]
+
+
+@needs_sshd
+def test_an_ssh_that_is_late_is_ended(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    head.introduce()
+    with Tunnel(Login.read(head.file)).opened() as opened:
+        (before,) = tunnels_of(os.getpid())
+        kill(before)
+        monkeypatch.setattr(tunnel, "OPEN_SEC", 0.2)
+        (head.file.parent / "bin" / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
+        with pytest.raises(UnreachableError, match=r"took more than 0.2 s; `ssh .*` has to work"):
+            opened.mend()
+        assert [title for title in descendants(os.getpid()).values() if b"sleep" in title] == []
+
+
+@needs_sshd
 def test_nobody_else_can_listen_where_the_token_is_sent(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
     head.introduce()
@@ -162,7 +233,7 @@ def test_nobody_else_can_listen_where_the_token_is_sent(head: Head, monkeypatch:
             end = Path(words[words.index("-L") + 1].partition(":")[0])
             assert end.is_socket()  # a port would be anybody's as soon as ssh is gone
             assert stat.S_IMODE(end.parent.stat().st_mode) == 0o700
-            os.kill(ssh, signal.SIGKILL)
+            kill(ssh)
             assert api.jobs() == []
         assert set(cluster.tokens) == {"Bearer right"}
     assert not end.parent.exists()
@@ -192,7 +263,7 @@ def test_no_tunnel_outlives_who_opened_it(head: Head) -> None:
     (ssh,) = tunnels_of(process.pid)
     process.kill()
     process.wait()
-    wait_for(lambda: not Path(f"/proc/{ssh}").exists() or "Z" in Path(f"/proc/{ssh}/stat").read_text())
+    wait_for(lambda: has_ended(ssh))
     process.stdout.close()
 
 

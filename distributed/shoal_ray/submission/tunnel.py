@@ -20,6 +20,7 @@ import yaml
 
 from shoal.errors import ClusterError, ConfigError
 from shoal_ray.submission import socket_file
+from shoal_ray.submission.api import UnreachableError
 
 DASHBOARD_PORT = 8265
 OPEN_SEC = 30.0
@@ -122,13 +123,15 @@ class Tunnel:
         """Open it, unless it is open.
 
         Raises:
-            ClusterError: ssh gave up; with its words.
+            UnreachableError: ssh gave up, with its words; or it took too long.
+            ClusterError: there is no ssh.
         """
         if self._ssh is not None and self._is_open(self._ssh):
             return
         self._end()
         words = self._login.command(self.socket)
-        self._said.truncate(0)
+        self._said.seek(0)
+        self._said.truncate()
         try:
             self._ssh = subprocess.Popen(
                 words,
@@ -144,12 +147,18 @@ class Tunnel:
             if self._ssh.poll() is not None:
                 self._said.seek(0)
                 said = self._said.read().decode(errors="replace").strip() or "it said nothing"
-                raise ClusterError(
+                raise UnreachableError(
                     f"no tunnel to the head: ssh said: {said}. `{shlex.join(words)}` has to work here; where it asks"
-                    " about the host's key, log in once by hand"
+                    " about the host's key, log in once by hand",
+                    f"ssh said: {said.splitlines()[-1]}",
                 )
             if patience is not None and time.monotonic() > patience:
-                raise ClusterError(f"no tunnel to the head {self._login.host}: ssh took more than {OPEN_SEC:g} s")
+                self._end()
+                raise UnreachableError(
+                    f"no tunnel to the head {self._login.host}: ssh took more than {OPEN_SEC:g} s;"
+                    f" `{shlex.join(words)}` has to work here",
+                    f"ssh took more than {OPEN_SEC:g} s",
+                )
             time.sleep(LOOK_SEC)
 
     def _is_open(self, ssh: "subprocess.Popen[bytes]") -> bool:
