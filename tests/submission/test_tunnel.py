@@ -285,6 +285,8 @@ def test_words_of_a_file_are_words_of_ssh(tmp_path: Path) -> None:
         ("[]", "not a Ray cluster file"),
         ("a: [", "not a Ray cluster file"),
         ("", "not a Ray cluster file"),
+        ("{provider: {type: local, head_ip: h}, auth: [root]}", "not a Ray cluster file"),
+        ("{provider: {type: local, head_ip: h}, auth: {ssh_private_key: 5}}", "has to be text"),
     ],
 )
 def test_another_file_is_refused(text: str, said: str, tmp_path: Path) -> None:

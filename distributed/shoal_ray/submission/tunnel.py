@@ -64,6 +64,7 @@ class Login:
             sections = yaml.safe_load(file.read_text())
             provider, auth = sections["provider"], sections.get("auth") or {}
             kind, host = provider["type"], provider.get("head_ip")
+            user, key, proxy = (auth.get(name) for name in ("ssh_user", "ssh_private_key", "ssh_proxy_command"))
         except OSError as error:
             raise ConfigError(f"--cluster {file}: {error.strerror}; give the file that `ray up` takes") from None
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
@@ -73,8 +74,9 @@ class Login:
                 f"--cluster {file}: its head's address is known to the provider '{kind}' only; run `ray dashboard"
                 f" {shlex.quote(str(file))}`, which opens a tunnel, and give --address http://127.0.0.1:{DASHBOARD_PORT}"
             )
-        key = auth.get("ssh_private_key")
-        return cls(host, auth.get("ssh_user"), Path(key).expanduser() if key else None, auth.get("ssh_proxy_command"))
+        if not all(isinstance(word, str | None) for word in (user, key, proxy)):
+            raise ConfigError(f"--cluster {file}: what stands under auth has to be text; put it in quotes")
+        return cls(host, user, Path(key).expanduser() if key else None, proxy)
 
     def command(self, end: Path) -> list[str]:
         """Return the words of ssh that forward a socket here to the dashboard there; known_hosts is ssh's own."""
