@@ -1,6 +1,7 @@
 """What `shoal submit` and `shoal jobs` say where there is no cluster, or not for us: one line, exit code 2."""
 
 import http.server
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Said, Shoal
+from tests.submission.dashboard import dashboard
+
+from shoal_ray.submission.connect import connected
 
 ADDRESSED = [
     ("jobs", "list"),
@@ -91,3 +95,35 @@ def test_options_after_the_command_are_its_own(shoal: Shoal) -> None:
     said = shoal("submit", "train", "vae", "--out", "runs/x", "--address", "http://127.0.0.1:9")
     refused(said, "--address http://127.0.0.1:9 after --")
     assert "No such option: --nonsense" in shoal("submit", "--", "train", "vae", "--nonsense").error
+
+
+@pytest.mark.parametrize("words", ADDRESSED, ids=lambda words: " ".join(words[:2]))
+def test_a_token_in_the_clear_is_warned_of(
+    shoal: Shoal, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    caution = "caution: the token travels to http://127.0.0.2:{} unencrypted; --cluster cluster.yaml goes through ssh\n"
+    command = 1 if words[0] == "submit" else 2
+    with dashboard() as cluster:
+        cluster.add("x", "SUCCEEDED")
+        address = f"http://127.0.0.2:{cluster.port}"  # as another machine is, not what is called this one
+        cluster.submitted = lambda job: cluster.jobs[job["submission_id"]].update(status="FAILED")
+        assert "caution" not in shoal(*words[:command], "--address", address, *words[command:]).error
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+        assert caution.format(cluster.port) in shoal(*words[:command], "--address", address, *words[command:]).error
+        assert "caution" not in shoal(*words[:command], "--address", cluster.address, *words[command:]).error
+        if words == ("jobs", "list"):
+            said = shoal("jobs", "list", "--json", "--address", address)
+            assert json.loads(said.out) == []
+            assert said.error == caution.format(cluster.port)
+
+
+def test_a_token_is_warned_of_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    asked_before: list[int] = []
+    with dashboard() as cluster:
+        address = f"http://127.0.0.2:{cluster.port}"
+        with connected(address, None, lambda text: asked_before.append(len(cluster.asked))):
+            assert asked_before == [0]
+        assert cluster.tokens == ["Bearer right"]

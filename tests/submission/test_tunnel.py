@@ -147,7 +147,7 @@ def test_a_command_goes_through_and_a_broken_tunnel_is_opened_again(
     monkeypatch.setattr(tunnel, "DASHBOARD_PORT", cluster.port)
     monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
     head.introduce()
-    with connected(None, head.file) as api:
+    with connected(None, head.file, print) as api:
         assert isinstance(api.jobs(), list)
         (ssh,) = tunnels_of(os.getpid())
         os.kill(ssh, signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_a_command_goes_through_and_a_broken_tunnel_is_opened_again(
         assert isinstance(api.jobs(), list)
         assert tunnels_of(os.getpid()) == [again]
     assert tunnels_of(os.getpid()) == []
-    with pytest.raises(ConfigError, match="give one"), connected(cluster.address, head.file):
+    with pytest.raises(ConfigError, match="give one"), connected(cluster.address, head.file, print):
         pass
 
 
@@ -178,7 +178,7 @@ def test_a_log_is_followed_over_a_head_that_is_away(head: Head, monkeypatch: pyt
                 job["status"] = "SUCCEEDED"
 
         written: list[str] = []
-        with connected(None, head.file) as api:
+        with connected(None, head.file, print) as api:
             head.daemon.stop()
             (ssh,) = tunnels_of(os.getpid())
             kill(ssh)
@@ -227,7 +227,7 @@ def test_nobody_else_can_listen_where_the_token_is_sent(head: Head, monkeypatch:
     head.introduce()
     with dashboard() as cluster:
         monkeypatch.setattr(tunnel, "DASHBOARD_PORT", cluster.port)
-        with connected(None, head.file) as api:
+        with connected(None, head.file, print) as api:
             (ssh,) = tunnels_of(os.getpid())
             words = Path(f"/proc/{ssh}/cmdline").read_text().split("\0")
             end = Path(words[words.index("-L") + 1].partition(":")[0])

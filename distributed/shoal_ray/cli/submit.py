@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from shoal.errors import ClusterError
-from shoal_ray.cli.jobs import AddressOption, ClusterOption, caution_if_exposed, job_name, places, tell, watch
+from shoal_ray.cli.jobs import AddressOption, ClusterOption, job_name, places, reached, tell, watch
 from shoal_ray.cli.paths import expanded
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def submit(
     shoal submit --cluster cluster.yaml --follow -- train vae --data s3://bucket/fm --out s3://bucket/runs/vae
     """
     from shoal_ray.submission import entry, environment, nodes_told, package, probe
-    from shoal_ray.submission.connect import connected
     from shoal_ray.submission.tree import gather
     from shoal_ray.submission.words import check, understand
 
@@ -68,8 +67,7 @@ def submit(
     check(asked, given, tree)
     job = job_name(name) if name is not None else f"{job_name(asked.name, mend=True)}-{secrets.token_hex(2)}"
 
-    with connected(address, cluster) as api:
-        caution_if_exposed(api, console)
+    with reached(address, cluster) as api:
         refuse_twin(api, asked, job, resuming=asked.resume)
         console.print(f"uploading {tree}" + (f", and {len(hidden)} secret(s)" if hidden else ""))
         uploaded, content = package.pack(tree, environment.packed(hidden) if hidden else None)
