@@ -80,6 +80,12 @@ def test_a_proxy_is_not_asked_for_this_machine(shoal: Shoal, server: str, monkey
     refused(shoal("jobs", "list", "--address", server), "asks for a token")
 
 
+def test_a_cluster_file_may_lie_at_home(shoal: Shoal, tmp_path: Path) -> None:
+    refused(shoal("jobs", "list", "--cluster=~/x.yaml"), f"--cluster {tmp_path / 'x.yaml'}: No such file")
+    (tmp_path / "x.yaml").write_text("provider: {type: aws}")
+    refused(shoal("jobs", "list", "--cluster=~/x.yaml"), f"ray dashboard {tmp_path / 'x.yaml'}")
+
+
 def test_too_large_a_tree_is_refused_before_anyone_is_asked(shoal: Shoal, tmp_path: Path) -> None:
     with (tmp_path / "huge.bin").open("wb") as file:
         file.truncate(101 * 2**20)

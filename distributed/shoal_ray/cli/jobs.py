@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.errors import ClusterError, ConfigError
+from shoal_ray.cli.paths import expanded
 from shoal_ray.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def reached(address: str | None, cluster: Path | None) -> Iterator["JobsApi"]:
     def caution(text: str) -> None:
         _aside().print(f"caution: {text}", style="yellow")
 
-    with connected(address, cluster, caution) as api:
+    with connected(address, expanded(cluster) if cluster is not None else None, caution) as api:
         yield api
 
 
