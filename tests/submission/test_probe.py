@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from tests.submission.dashboard import Dashboard, dashboard
 
-from shoal.errors import ClusterError
+from shoal.errors import ClusterError, ConfigError
+from shoal_ray.cli.jobs import job_name
 from shoal_ray.submission import probe
 from shoal_ray.submission.api import JobsApi
 from shoal_ray.submission.outcome import Outcome
@@ -48,3 +49,22 @@ def test_what_is_no_refusal_is_shown_with_the_log(cluster: Dashboard, outcome: O
         ask(cluster, outcome, log)
     assert all(line in str(trouble.value) for line in log.splitlines())
     assert "shoal_job" not in str(trouble.value)
+
+
+def test_only_questions_of_before_are_forgotten(cluster: Dashboard) -> None:
+    cluster.add("shoal-check-old", "SUCCEEDED", end_time=1)
+    cluster.add("shoal-check-mine", "SUCCEEDED", end_time=1, metadata={"shoal_command": "train"})
+    cluster.add("another", "SUCCEEDED", end_time=1)
+    ask(cluster, Outcome("finished", 0))
+    assert {"shoal-check-mine", "another"} < set(cluster.jobs)
+    assert "shoal-check-old" not in cluster.jobs
+
+
+def test_no_job_is_called_as_a_question_is() -> None:
+    with pytest.raises(ConfigError, match="--name shoal-check-x begins as the jobs do that only check"):
+        job_name("shoal-check-x")
+    assert job_name("shoal-check-x", mend=True) == "job-shoal-check-x"
+    assert job_name("shoal-checked") == "shoal-checked"
+    for text in ("a b/c", "ä", "--x.", "y" * 100, ""):
+        name = job_name(text, mend=True)
+        assert job_name(name) == name

@@ -201,8 +201,13 @@ def job_name(text: str, *, mend: bool = False) -> str:
     Raises:
         ConfigError: it cannot be one.
     """
+    from shoal_ray.submission.probe import PREFIX
+
     if mend:
         text = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._")[:40] or "job"
+        return f"job-{text}" if text.startswith(PREFIX) else text
+    if text.startswith(PREFIX):
+        raise ConfigError(f"--name {text} begins as the jobs do that only check, {PREFIX!r}; give another")
     if NAME.fullmatch(text) is None:
         raise ConfigError(f"--name {text!r} cannot be a job's; use letters, digits, '-', '_' and '.', at most 60")
     return text

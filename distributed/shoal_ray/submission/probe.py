@@ -76,9 +76,10 @@ def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, 
 
 
 def _forget_old(api: JobsApi) -> None:
-    """Take the questions of before off Ray's list of jobs."""
+    """Take the questions of before off Ray's list of jobs; nothing that trains, whatever it is called."""
     for job in api.all_jobs():
-        if job.id.startswith(PREFIX) and job.ended is not None and time.time() - job.ended > FORGET_SEC:
+        is_question = job.command is None and job.id.startswith(PREFIX)
+        if is_question and job.ended is not None and time.time() - job.ended > FORGET_SEC:
             with suppress(ClusterError):  # somebody else did
                 api.delete(job.id)
 
