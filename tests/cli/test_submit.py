@@ -2,16 +2,19 @@
 
 import http.server
 import json
+import shlex
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.conftest import Said, Shoal
 from tests.submission.dashboard import dashboard
 
 from shoal_ray.submission.connect import connected
+from shoal_ray.submission.outcome import Outcome
 
 ADDRESSED = [
     ("jobs", "list"),
@@ -133,3 +136,33 @@ def test_a_token_is_warned_of_before_it_is_sent(monkeypatch: pytest.MonkeyPatch)
         with connected(address, None, lambda text: asked_before.append(len(cluster.asked))):
             assert asked_before == [0]
         assert cluster.tokens == ["Bearer right"]
+
+
+def test_a_job_is_gone_on_with_as_it_was_submitted(
+    shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SECRET", "hush")
+    (tmp_path / "my tree").mkdir()
+    environment = ["--env", "MY_SECRET", "--env", "A=1 2", "--on-head"]
+    with dashboard() as cluster:
+
+        def answer(job: dict[str, Any]) -> None:
+            name = job["submission_id"]
+            checks = not job["metadata"]
+            cluster.jobs[name]["status"] = "SUCCEEDED" if checks else "RUNNING"
+            cluster.logs[name] = (Outcome("finished", 0) if checks else Outcome("stopped", 143, 7)).line()
+            sent.append(json.dumps(job))
+
+        sent: list[str] = []
+        cluster.submitted = answer
+        submit = ["submit", "--address", cluster.address, "--working-dir", "my tree", *environment, "--name", "x"]
+        said = shoal(*submit, "--", "train", "vae", "--out", "/x")
+        assert said.code == 0, said.error
+        options = shlex.join([*environment, "--", "train", "--resume", "--out", "/x"])
+        assert f"resume  shoal submit --address {cluster.address} --working-dir 'my tree' {options}\n" in said.error
+        assert "hush" not in "".join(sent)
+        monkeypatch.chdir("/")
+        said = shoal("jobs", "stop", "--wait", "x", "--address", cluster.address)
+    assert said.code == 0, said.error
+    place = f"--address {cluster.address} --working-dir '{tmp_path}/my tree'"
+    assert said.out == f"x: stopped at sample 7\nresume: shoal submit {place} {options}\n"

@@ -142,8 +142,8 @@ def stop(
             " disk is whole: --resume goes on from its newest checkpoint"
         )
     if known.state == "stopped" and known.command:
-        again = ["shoal", "submit", *places(address, cluster), "--", known.command, "--resume", "--out", known.run]
-        print(f"resume: {shlex.join(again)}")
+        again = [*places(address, cluster), *known.options, "--", known.command, "--resume", "--out", known.run]
+        print(f"resume: {shlex.join(['shoal', 'submit', *again])}")
 
 
 @contextmanager
