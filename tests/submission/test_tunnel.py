@@ -130,6 +130,12 @@ def tunnels_of(pid: int) -> list[int]:
     return [child for child, title in descendants(pid).items() if title.startswith(b"ssh\0") or b"/ssh\0" in title]
 
 
+def end_of(ssh: int) -> Path:
+    """Return where a tunnel ends here."""
+    words = Path(f"/proc/{ssh}/cmdline").read_text().split("\0")
+    return Path(words[words.index("-L") + 1].partition(":")[0])
+
+
 def kill(pid: int) -> None:
     """Kill a process, and come back when it takes no calls any more."""
     os.kill(pid, signal.SIGKILL)
@@ -229,8 +235,7 @@ def test_nobody_else_can_listen_where_the_token_is_sent(head: Head, monkeypatch:
         monkeypatch.setattr(tunnel, "DASHBOARD_PORT", cluster.port)
         with connected(None, head.file, print) as api:
             (ssh,) = tunnels_of(os.getpid())
-            words = Path(f"/proc/{ssh}/cmdline").read_text().split("\0")
-            end = Path(words[words.index("-L") + 1].partition(":")[0])
+            end = end_of(ssh)
             assert end.is_socket()  # a port would be anybody's as soon as ssh is gone
             assert stat.S_IMODE(end.parent.stat().st_mode) == 0o700
             kill(ssh)
@@ -261,9 +266,11 @@ def test_no_tunnel_outlives_who_opened_it(head: Head) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     (ssh,) = tunnels_of(process.pid)
+    end = end_of(ssh)
     process.kill()
     process.wait()
     wait_for(lambda: has_ended(ssh))
+    shutil.rmtree(end.parent)  # which nobody was left to do
     process.stdout.close()
 
 
