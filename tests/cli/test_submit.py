@@ -1,13 +1,20 @@
 """What `shoal submit` and `shoal jobs` say where there is no cluster, or not for us: one line, exit code 2."""
 
 import http.server
+import json
+import shlex
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.conftest import Said, Shoal
+from tests.submission.dashboard import dashboard
+
+from shoal_ray.submission.connect import connected
+from shoal_ray.submission.outcome import Outcome
 
 ADDRESSED = [
     ("jobs", "list"),
@@ -76,6 +83,12 @@ def test_a_proxy_is_not_asked_for_this_machine(shoal: Shoal, server: str, monkey
     refused(shoal("jobs", "list", "--address", server), "asks for a token")
 
 
+def test_a_cluster_file_may_lie_at_home(shoal: Shoal, tmp_path: Path) -> None:
+    refused(shoal("jobs", "list", "--cluster=~/x.yaml"), f"--cluster {tmp_path / 'x.yaml'}: No such file")
+    (tmp_path / "x.yaml").write_text("provider: {type: aws}")
+    refused(shoal("jobs", "list", "--cluster=~/x.yaml"), f"ray dashboard {tmp_path / 'x.yaml'}")
+
+
 def test_too_large_a_tree_is_refused_before_anyone_is_asked(shoal: Shoal, tmp_path: Path) -> None:
     with (tmp_path / "huge.bin").open("wb") as file:
         file.truncate(101 * 2**20)
@@ -91,3 +104,65 @@ def test_options_after_the_command_are_its_own(shoal: Shoal) -> None:
     said = shoal("submit", "train", "vae", "--out", "runs/x", "--address", "http://127.0.0.1:9")
     refused(said, "--address http://127.0.0.1:9 after --")
     assert "No such option: --nonsense" in shoal("submit", "--", "train", "vae", "--nonsense").error
+
+
+@pytest.mark.parametrize("words", ADDRESSED, ids=lambda words: " ".join(words[:2]))
+def test_a_token_in_the_clear_is_warned_of(
+    shoal: Shoal, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    caution = "caution: the token travels to http://127.0.0.2:{} unencrypted; --cluster cluster.yaml goes through ssh\n"
+    command = 1 if words[0] == "submit" else 2
+    with dashboard() as cluster:
+        cluster.add("x", "SUCCEEDED")
+        address = f"http://127.0.0.2:{cluster.port}"  # as another machine is, not what is called this one
+        cluster.submitted = lambda job: cluster.jobs[job["submission_id"]].update(status="FAILED")
+        assert "caution" not in shoal(*words[:command], "--address", address, *words[command:]).error
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+        assert caution.format(cluster.port) in shoal(*words[:command], "--address", address, *words[command:]).error
+        assert "caution" not in shoal(*words[:command], "--address", cluster.address, *words[command:]).error
+        if words == ("jobs", "list"):
+            said = shoal("jobs", "list", "--json", "--address", address)
+            assert json.loads(said.out) == []
+            assert said.error == caution.format(cluster.port)
+
+
+def test_a_token_is_warned_of_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    asked_before: list[int] = []
+    with dashboard() as cluster:
+        address = f"http://127.0.0.2:{cluster.port}"
+        with connected(address, None, lambda text: asked_before.append(len(cluster.asked))):
+            assert asked_before == [0]
+        assert cluster.tokens == ["Bearer right"]
+
+
+def test_a_job_is_gone_on_with_as_it_was_submitted(
+    shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SECRET", "hush")
+    (tmp_path / "my tree").mkdir()
+    environment = ["--env", "MY_SECRET", "--env", "A=1 2", "--on-head"]
+    with dashboard() as cluster:
+
+        def answer(job: dict[str, Any]) -> None:
+            name = job["submission_id"]
+            checks = not job["metadata"]
+            cluster.jobs[name]["status"] = "SUCCEEDED" if checks else "RUNNING"
+            cluster.logs[name] = (Outcome("finished", 0) if checks else Outcome("stopped", 143, 7)).line()
+            sent.append(json.dumps(job))
+
+        sent: list[str] = []
+        cluster.submitted = answer
+        submit = ["submit", "--address", cluster.address, "--working-dir", "my tree", *environment, "--name", "x"]
+        said = shoal(*submit, "--", "train", "vae", "--out", "/x")
+        assert said.code == 0, said.error
+        options = shlex.join([*environment, "--", "train", "--resume", "--out", "/x"])
+        assert f"resume  shoal submit --address {cluster.address} --working-dir 'my tree' {options}\n" in said.error
+        assert "hush" not in "".join(sent)
+        monkeypatch.chdir("/")
+        said = shoal("jobs", "stop", "--wait", "x", "--address", cluster.address)
+    assert said.code == 0, said.error
+    place = f"--address {cluster.address} --working-dir '{tmp_path}/my tree'"
+    assert said.out == f"x: stopped at sample 7\nresume: shoal submit {place} {options}\n"

@@ -64,3 +64,10 @@ def test_a_job_is_what_it_said_and_else_what_ray_says() -> None:
     assert job("STOPPED", outcome=STOPPED).state == "stopped"
     assert [job("SUCCEEDED", 0).exit_code, job("FAILED", 2).exit_code, job("FAILED").exit_code] == [0, 2, 1]
     assert job("STOPPED", outcome=STOPPED).exit_code == 143
+
+
+def test_what_is_not_ours_in_the_details_of_a_job_is_no_option() -> None:
+    details = {"submission_id": "x", "status": "RUNNING"}
+    for said, options in (('["--on-head"]', ("--on-head",)), ("no JSON", ()), ("{}", ())):
+        assert Job.of({**details, "metadata": {"shoal_options": said}}).options == options
+    assert Job.of(details).options == ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import stat
 from collections.abc import Sequence
@@ -178,9 +179,12 @@ def test_the_address_is_the_one_given_or_of_the_environment(monkeypatch: pytest.
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://ray.example.com")
     assert address(None) == "https://ray.example.com"
     assert address("http://127.0.0.1:1") == "http://127.0.0.1:1"
-    for wrong in ("127.0.0.1:8265", "auto", "ray://head:10001", "http://"):
-        with pytest.raises(ShoalError, match="give the URL"):
+    for wrong in ("127.0.0.1:8265", "auto", "ray://head:10001", "http://", "http://[::1", "http://a:b"):
+        with pytest.raises(ShoalError, match=f"--address {re.escape(wrong)} is not where jobs are taken; give the URL"):
             address(wrong)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "ray-head:8265")  # not this machine's cluster in its place
+    with pytest.raises(ShoalError, match=r"\$RAY_API_SERVER_ADDRESS: ray-head:8265 is not"):
+        address(None)
     assert is_exposed("http://10.0.0.1:8265")
     assert not is_exposed("http://localhost:8265")
     assert not is_exposed("https://10.0.0.1:8265")

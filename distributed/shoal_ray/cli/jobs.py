@@ -5,6 +5,8 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.errors import ClusterError, ConfigError
+from shoal_ray.cli.paths import expanded
 from shoal_ray.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -59,9 +62,7 @@ def list_jobs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the jobs that Shoal submitted, the newest first: how they are, or how they ended."""
-    from shoal_ray.submission.connect import connected
-
-    with connected(address, cluster) as api:
+    with reached(address, cluster) as api:
         jobs = api.jobs()[::-1]
         shown = api.told(jobs if everything else jobs[:NEWEST])
     if as_json:
@@ -97,10 +98,9 @@ def logs(
     cluster: ClusterOption = None,
 ) -> None:
     """Show what a job has said; with --follow, leave with its exit code."""
-    from shoal_ray.submission.connect import connected
     from shoal_ray.submission.follow import readable
 
-    with connected(address, cluster) as api:
+    with reached(address, cluster) as api:
         if follow:
             api.job(job)
             sys.exit(watch(api, job, _aside()))
@@ -117,9 +117,7 @@ def stop(
     cluster: ClusterOption = None,
 ) -> None:
     """Stop a job: its run writes a checkpoint at the sample that it is at, and can go on from there."""
-    from shoal_ray.submission.connect import connected
-
-    with connected(address, cluster) as api:
+    with reached(address, cluster) as api:
         known = api.job(job)
         if not known.live:
             (known,) = api.told([known])
@@ -144,8 +142,20 @@ def stop(
             " disk is whole: --resume goes on from its newest checkpoint"
         )
     if known.state == "stopped" and known.command:
-        again = ["shoal", "submit", *places(address, cluster), "--", known.command, "--resume", "--out", known.run]
-        print(f"resume: {shlex.join(again)}")
+        again = [*places(address, cluster), *known.options, "--", known.command, "--resume", "--out", known.run]
+        print(f"resume: {shlex.join(['shoal', 'submit', *again])}")
+
+
+@contextmanager
+def reached(address: str | None, cluster: Path | None) -> Iterator["JobsApi"]:
+    """Talk to the cluster that the options name; a caution goes to stderr, since stdout may be JSON."""
+    from shoal_ray.submission.connect import connected
+
+    def caution(text: str) -> None:
+        _aside().print(f"caution: {text}", style="yellow")
+
+    with connected(address, expanded(cluster) if cluster is not None else None, caution) as api:
+        yield api
 
 
 def watch(api: "JobsApi", job: str, aside: Console) -> int:
@@ -191,22 +201,16 @@ def job_name(text: str, *, mend: bool = False) -> str:
     Raises:
         ConfigError: it cannot be one.
     """
+    from shoal_ray.submission.probe import PREFIX
+
     if mend:
         text = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._")[:40] or "job"
+        return f"job-{text}" if text.startswith(PREFIX) else text
+    if text.startswith(PREFIX):
+        raise ConfigError(f"--name {text} begins as the jobs do that only check, {PREFIX!r}; give another")
     if NAME.fullmatch(text) is None:
         raise ConfigError(f"--name {text!r} cannot be a job's; use letters, digits, '-', '_' and '.', at most 60")
     return text
-
-
-def caution_if_exposed(api: "JobsApi", console: Console) -> None:
-    """Warn of a token that travels in the clear."""
-    from shoal_ray.submission.address import is_exposed
-
-    if api.headers and is_exposed(api.address):
-        console.print(
-            f"caution: the token travels to {api.address} unencrypted; --cluster cluster.yaml goes through ssh",
-            style="yellow",
-        )
 
 
 def _note(job: "Job") -> Text:

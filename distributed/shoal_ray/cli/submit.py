@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from shoal.errors import ClusterError
-from shoal_ray.cli.jobs import AddressOption, ClusterOption, caution_if_exposed, job_name, places, tell, watch
+from shoal_ray.cli.jobs import AddressOption, ClusterOption, job_name, places, reached, tell, watch
 from shoal_ray.cli.paths import expanded
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def submit(
     shoal submit --cluster cluster.yaml --follow -- train vae --data s3://bucket/fm --out s3://bucket/runs/vae
     """
     from shoal_ray.submission import entry, environment, nodes_told, package, probe
-    from shoal_ray.submission.connect import connected
     from shoal_ray.submission.tree import gather
     from shoal_ray.submission.words import check, understand
 
@@ -68,8 +67,10 @@ def submit(
     check(asked, given, tree)
     job = job_name(name) if name is not None else f"{job_name(asked.name, mend=True)}-{secrets.token_hex(2)}"
 
-    with connected(address, cluster) as api:
-        caution_if_exposed(api, console)
+    # A secret is here by its name alone: `environment.read` lets no option through that has its value too.
+    options = [*(word for item in env or [] for word in ("--env", item)), *(["--on-head"] if on_head else [])]
+
+    with reached(address, cluster) as api:
         refuse_twin(api, asked, job, resuming=asked.resume)
         console.print(f"uploading {tree}" + (f", and {len(hidden)} secret(s)" if hidden else ""))
         uploaded, content = package.pack(tree, environment.packed(hidden) if hidden else None)
@@ -83,15 +84,18 @@ def submit(
             job,
             entry.entrypoint(entry.RUN, asked.place, asked.argv),
             runtime_env=nodes_told.with_variable(prepared, json.dumps(told)),
-            metadata={"shoal_command": asked.command, "shoal_run": asked.place},
+            metadata={
+                "shoal_command": asked.command,
+                "shoal_run": asked.place,
+                "shoal_options": json.dumps(["--working-dir", str(tree.root), *options]),
+            },
             labels=labels,
         )
         withdraw_if_second(api, asked, job)
         where = f"one of {len(nodes) - 1} worker node(s)" if labels else "the head"
         console.print(f"submitted {job}; its driver runs on {where}, and needs this machine no more")
-        options = ["--working-dir", str(working_dir)] if working_dir != Path() else []
-        options += [word for item in env or [] for word in ("--env", item)]
-        again = ["shoal", "submit", *places(address, cluster), *options]
+        tree_option = ["--working-dir", str(working_dir)] if working_dir != Path() else []
+        again = ["shoal", "submit", *places(address, cluster), *tree_option, *options]
         tell(console, job, places(address, cluster), shlex.join([*again, "--", *asked.again]))
         if follow:
             sys.exit(watch(api, job, console))

@@ -17,13 +17,15 @@ def address(given: str | None) -> str:
     Raises:
         ClusterError: it is no URL.
     """
-    told = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
-    if not given and not told.startswith(("http://", "https://")):
-        told = DEFAULT  # RAY_ADDRESS is also where Ray's own processes meet, which takes no jobs
-    parts = urlsplit(told)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    source, told = "--address", given
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if not told:
+            source, told = f"${name}:", os.environ.get(name, "")
+    if not told or (source == "$RAY_ADDRESS:" and not told.startswith(("http://", "https://"))):
+        return DEFAULT  # RAY_ADDRESS is also where Ray's own processes meet, which takes no jobs
+    if not _is_url(told):
         raise ClusterError(
-            f"--address {told} is not where jobs are taken; give the URL of the cluster's dashboard, e.g. {DEFAULT},"
+            f"{source} {told} is not where jobs are taken; give the URL of the cluster's dashboard, e.g. {DEFAULT},"
             " or --cluster cluster.yaml"
         )
     return told.rstrip("/")
@@ -54,3 +56,11 @@ def token() -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ClusterError(f"cannot read the token in {file}: {error}; mend it, or set RAY_AUTH_TOKEN") from None
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, or no port
+        return False

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -15,6 +16,7 @@ import requests
 from shoal.errors import ClusterError, did_you_mean
 from shoal_ray.submission.address import is_here
 from shoal_ray.submission.outcome import Job, parse
+from shoal_ray.submission.socket_file import ThroughFile
 
 CONNECT_SEC = 10.0
 ANSWER_SEC = 60.0
@@ -41,7 +43,12 @@ class JobsApi:
     """The jobs of one cluster."""
 
     def __init__(
-        self, address: str, token: str | None, where: str | None = None, mend: Callable[[], None] = lambda: None
+        self,
+        address: str,
+        token: str | None,
+        where: str | None = None,
+        socket: Path | None = None,
+        mend: Callable[[], None] = lambda: None,
     ) -> None:
         """Talk to a cluster.
 
@@ -49,12 +56,14 @@ class JobsApi:
             address: the URL of its dashboard.
             token: what lets us in.
             where: what to call it in messages.
+            socket: through which it is talked to; without, through the network.
             mend: restores a broken line, before a question is asked again.
 
         Raises:
             ClusterError: nobody answers there, or it does not let us in.
         """
         self.address = address
+        self.socket = socket
         self.where = where or address
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.through_proxy = not is_here(address)  # $HTTP_PROXY knows nothing of this machine's ports
@@ -183,6 +192,8 @@ class JobsApi:
         try:
             with requests.Session() as session:  # its own, since a line that is kept may break meanwhile
                 session.trust_env = self.through_proxy
+                if self.socket is not None:
+                    session.mount("http://", ThroughFile(self.socket))
                 answer = session.request(
                     method, self.address + path, headers=self.headers, timeout=(CONNECT_SEC, timeout), **how
                 )

@@ -99,8 +99,9 @@ def follow(api: JobsApi, name: str, write: Callable[[str], None], note: Callable
 async def _tail(api: JobsApi, name: str, lines: Lines) -> None:
     """Pass on a log until the cluster closes the line, which it does at the job's end, and when it goes down itself."""
     at = 0
+    connector = aiohttp.UnixConnector(str(api.socket)) if api.socket is not None else None
     async with (
-        aiohttp.ClientSession(headers=api.headers, trust_env=api.through_proxy) as session,
+        aiohttp.ClientSession(connector=connector, headers=api.headers, trust_env=api.through_proxy) as session,
         session.ws_connect(
             f"{api.address}/api/jobs/{name}/logs/tail", heartbeat=HEARTBEAT_SEC, max_msg_size=0
         ) as socket,

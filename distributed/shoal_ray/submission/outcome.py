@@ -66,6 +66,7 @@ class Job:
         message: what Ray says of a job that failed.
         code: the exit code of its driver.
         outcome: what it said itself.
+        options: the words with which `shoal submit` sends the same tree and environment again; no values of secrets.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Job:
     message: str
     code: int | None
     outcome: Outcome | None = None
+    options: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, details: Mapping[str, Any]) -> "Job":
@@ -93,6 +95,7 @@ class Job:
             details.get("driver_node_id"),
             details.get("message") or "",
             details.get("driver_exit_code"),
+            options=_words(metadata.get("shoal_options", "[]")),
         )
 
     @property
@@ -133,3 +136,11 @@ class Job:
 def iso(seconds: float | None) -> str | None:
     """Return a time as ISO 8601, with the zone of this machine."""
     return (seconds and datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")) or None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        found = json.loads(text)
+    except ValueError:  # not ours
+        return ()
+    return tuple(map(str, found)) if isinstance(found, list) else ()

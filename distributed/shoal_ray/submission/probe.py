@@ -22,6 +22,9 @@ FORGET_SEC = 60.0
 """A job that is deleted as soon as it has ended comes back: Ray's own watch over it notices the end a second later, and
 writes down that a job, of which nothing is known, has failed. So questions are forgotten when the next one is asked."""
 
+USER_ERROR = 2
+"""The exit code of a command that refuses in its own words: value, rule and remedy are in them."""
+
 TAIL = 12
 """Lines of the log that are shown where the job had no answer."""
 
@@ -61,8 +64,10 @@ def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, 
         log, outcome = readable(api.log(name)) if job.node else (job.message, None)
         if outcome is None:
             raise ClusterError(_no_answer(log or job.message))
-        if outcome.code:
-            raise RefusedError(outcome.why or _no_answer(log))
+        if outcome.code == USER_ERROR and outcome.why:
+            raise RefusedError(outcome.why)
+        if outcome.code:  # a bug, or it was stopped: of no use without the log
+            raise ClusterError(_no_answer(log))
         return nodes_told.heard(log)
     except BaseException:
         with suppress(ClusterError):
@@ -71,9 +76,10 @@ def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, 
 
 
 def _forget_old(api: JobsApi) -> None:
-    """Take the questions of before off Ray's list of jobs."""
+    """Take the questions of before off Ray's list of jobs; nothing that trains, whatever it is called."""
     for job in api.all_jobs():
-        if job.id.startswith(PREFIX) and job.ended is not None and time.time() - job.ended > FORGET_SEC:
+        is_question = job.command is None and job.id.startswith(PREFIX)
+        if is_question and job.ended is not None and time.time() - job.ended > FORGET_SEC:
             with suppress(ClusterError):  # somebody else did
                 api.delete(job.id)
 

@@ -1,10 +1,13 @@
-"""The way to a cluster of one's own machines: an ssh tunnel to its head, for as long as a command lasts."""
+"""The way to a cluster of one's own machines: an ssh tunnel to its head, for as long as a command lasts.
+
+Its end here is a socket in a folder that only we may enter, not a port: when ssh dies, and while it logs in, a port is
+free for any user of this machine to listen at, who would be sent the token.
+"""
 
 import contextlib
 import ctypes
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +19,8 @@ from pathlib import Path
 import yaml
 
 from shoal.errors import ClusterError, ConfigError
+from shoal_ray.submission import socket_file
+from shoal_ray.submission.api import UnreachableError
 
 DASHBOARD_PORT = 8265
 OPEN_SEC = 30.0
@@ -30,6 +35,7 @@ OPTIONS = (
     "ServerAliveInterval=10",  # so that a line that went dead ends ssh, and is opened anew
     "ServerAliveCountMax=3",
     "ControlPath=none",  # a connection that is shared would outlive us, forwarding and all
+    "StreamLocalBindUnlink=yes",  # an ssh that was killed leaves its socket
 )
 
 
@@ -58,6 +64,7 @@ class Login:
             sections = yaml.safe_load(file.read_text())
             provider, auth = sections["provider"], sections.get("auth") or {}
             kind, host = provider["type"], provider.get("head_ip")
+            user, key, proxy = (auth.get(name) for name in ("ssh_user", "ssh_private_key", "ssh_proxy_command"))
         except OSError as error:
             raise ConfigError(f"--cluster {file}: {error.strerror}; give the file that `ray up` takes") from None
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
@@ -67,18 +74,19 @@ class Login:
                 f"--cluster {file}: its head's address is known to the provider '{kind}' only; run `ray dashboard"
                 f" {shlex.quote(str(file))}`, which opens a tunnel, and give --address http://127.0.0.1:{DASHBOARD_PORT}"
             )
-        key = auth.get("ssh_private_key")
-        return cls(host, auth.get("ssh_user"), Path(key).expanduser() if key else None, auth.get("ssh_proxy_command"))
+        if not all(isinstance(word, str | None) for word in (user, key, proxy)):
+            raise ConfigError(f"--cluster {file}: what stands under auth has to be text; put it in quotes")
+        return cls(host, user, Path(key).expanduser() if key else None, proxy)
 
-    def command(self, local_port: int) -> list[str]:
-        """Return the words of ssh that forward a port here to the dashboard there; known_hosts is ssh's own."""
+    def command(self, end: Path) -> list[str]:
+        """Return the words of ssh that forward a socket here to the dashboard there; known_hosts is ssh's own."""
         options = [*OPTIONS, *([f"ProxyCommand={self.proxy_command}"] if self.proxy_command else [])]
         return [
             "ssh",
             "-N",
             *(word for option in options for word in ("-o", option)),
             "-L",
-            f"127.0.0.1:{local_port}:127.0.0.1:{DASHBOARD_PORT}",
+            f"{end}:127.0.0.1:{DASHBOARD_PORT}",
             *(["-i", str(self.key), "-o", "IdentitiesOnly=yes"] if self.key else []),
             *(["-l", self.user] if self.user else []),
             "--",
@@ -87,20 +95,20 @@ class Login:
 
 
 class Tunnel:
-    """An ssh process that forwards a port of this machine to a head's dashboard."""
+    """An ssh process that forwards a socket of this machine to a head's dashboard.
+
+    Attributes:
+        socket: where it listens, while it is open.
+        address: the URL of the dashboard, through that socket.
+    """
 
     def __init__(self, login: Login) -> None:
         self._login = login
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-", dir="/tmp")  # short: a socket's path has 107 bytes
         self._ssh: subprocess.Popen[bytes] | None = None
         self._said = tempfile.TemporaryFile()  # not a pipe, which a talkative ssh would fill  # noqa: SIM115
-
-    @property
-    def address(self) -> str:
-        """The URL of the dashboard, from here."""
-        return f"http://127.0.0.1:{self._port}"
+        self.socket = Path(self._folder.name) / "head"
+        self.address = f"http://127.0.0.1:{DASHBOARD_PORT}"
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["Tunnel"]:
@@ -109,21 +117,23 @@ class Tunnel:
             self.mend()
             yield self
         finally:
-            if self._ssh is not None:
-                self._ssh.terminate()
-                self._ssh.wait()
+            self._end()
             self._said.close()
+            self._folder.cleanup()
 
     def mend(self) -> None:
         """Open it, unless it is open.
 
         Raises:
-            ClusterError: ssh gave up; with its words.
+            UnreachableError: ssh gave up, with its words; or it took too long.
+            ClusterError: there is no ssh.
         """
-        if self._ssh is not None and self._ssh.poll() is None:
+        if self._ssh is not None and self._is_open(self._ssh):
             return
-        words = self._login.command(self._port)
-        self._said.truncate(0)
+        self._end()
+        words = self._login.command(self.socket)
+        self._said.seek(0)
+        self._said.truncate()
         try:
             self._ssh = subprocess.Popen(
                 words,
@@ -135,24 +145,36 @@ class Tunnel:
         except FileNotFoundError:
             raise ClusterError("there is no ssh here; install it, or give --address instead of --cluster") from None
         patience = None if sys.stdin.isatty() else time.monotonic() + OPEN_SEC
-        while not self._is_open():
+        while not self._is_open(self._ssh):
             if self._ssh.poll() is not None:
                 self._said.seek(0)
                 said = self._said.read().decode(errors="replace").strip() or "it said nothing"
-                raise ClusterError(
+                raise UnreachableError(
                     f"no tunnel to the head: ssh said: {said}. `{shlex.join(words)}` has to work here; where it asks"
-                    " about the host's key, log in once by hand"
+                    " about the host's key, log in once by hand",
+                    f"ssh said: {said.splitlines()[-1]}",
                 )
             if patience is not None and time.monotonic() > patience:
-                raise ClusterError(f"no tunnel to the head {self._login.host}: ssh took more than {OPEN_SEC:g} s")
+                self._end()
+                raise UnreachableError(
+                    f"no tunnel to the head {self._login.host}: ssh took more than {OPEN_SEC:g} s;"
+                    f" `{shlex.join(words)}` has to work here",
+                    f"ssh took more than {OPEN_SEC:g} s",
+                )
             time.sleep(LOOK_SEC)
 
-    def _is_open(self) -> bool:
+    def _is_open(self, ssh: "subprocess.Popen[bytes]") -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+            socket_file.connect(self.socket, timeout=1).close()
         except OSError:
             return False
-        return True
+        return ssh.poll() is None
+
+    def _end(self) -> None:
+        if self._ssh is not None:
+            self._ssh.terminate()
+            self._ssh.wait()
+            self._ssh = None
 
 
 def _bound_to_us() -> None:
