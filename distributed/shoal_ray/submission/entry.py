@@ -43,7 +43,7 @@ def placement(nodes: Sequence[Mapping[str, Any]], *, on_head: bool) -> dict[str,
     is such a cluster.
     """
     heads = [node["node_id"] for node in nodes if node["is_head_node"]]
-    grows = any(NODES in node["resources_total"] for node in nodes)
+    grows = any(NODES in (node.get("resources_total") or {}) for node in nodes)
     if on_head or grows or len(heads) != 1 or len(nodes) == 1:
         return None
     return {"ray.io/node-id": f"!{heads[0]}"}
