@@ -31,10 +31,11 @@ def places_for(workers: int, resources: Resources) -> PlacementGroup:
     forget_unheard()
     name = f"shoal-{secrets.token_hex(8)}"
     try:
-        return placement_group([bundle] * workers, strategy="PACK", name=name)
+        group: PlacementGroup = placement_group([bundle] * workers, strategy="PACK", name=name)
     except ray.exceptions.RayError:
         _unheard.append(name)
         raise
+    return group
 
 
 def forget_unheard() -> None:
