@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from shoal import remote_checkpoint
 from shoal.checkpoint import STATE, TENSORS, Checkpoint, directories
-from shoal.ownership import Hold
+from shoal.checkpoint_names import Name, counts
+from shoal.ownership import Hold, claims_on
 from shoal.remote_checkpoint import Found
 from shoal.run import Run
-from shoal.run_files import CHECKPOINTS, ENDED, METRICS, STARTS, WORKERS, read_ended
+from shoal.run_files import CHECKPOINTS, ENDED, HISTORY, STARTS, read_ended, read_rows
 from shoal.storage.location import Location
 from shoal.storage_trouble import storage_errors
 from shoal.world import World
@@ -91,16 +92,28 @@ def _claimed(run: Run) -> Incarnation:
         (run.path / ENDED).unlink(missing_ok=True)
         found = run.find_checkpoint()
         samples = found.checkpoint.samples if found.checkpoint else 0
-        if run.mirror is not None:
-            _bring_home(run, found)
+        if home is not None:
+            _bring_home(run, found, home)
         home, hold = home and home.going_on_from(samples), hold.going_on_from(samples)
     return Incarnation(found.checkpoint, hold, home)
 
 
-def _bring_home(run: Run, found: Found) -> None:
-    """Make the copy and the URI of a run agree on where it goes on."""
+def _bring_home(run: Run, found: Found, hold: Hold) -> None:
+    """Make the copy and the URI of a run agree on where it goes on; ``hold`` is on the run there."""
     assert run.mirror is not None
     if found.at_home:
-        run.mirror.pull([METRICS, STARTS, WORKERS])
-    elif found.checkpoint is not None:  # with the copy's rows, which are as new
+        samples = found.checkpoint.samples if found.checkpoint else 0
+        run.mirror.pull(HISTORY, keep_longer=_leads_to(run, samples, hold))
+    elif found.checkpoint is not None:  # after the copy's rows, or it could be found without them
+        hold.refuse_lost()
+        run.mirror.push(HISTORY)
         remote_checkpoint.publish(found.checkpoint.path, run.mirror.home / CHECKPOINTS / found.checkpoint.path.name)
+
+
+def _leads_to(run: Run, samples: int, hold: Hold) -> bool:
+    """Return whether the rows of the copy are those of the steps that led to a clock, and not of lost ones.
+
+    They are if a checkpoint at that clock would count, had it been written by whoever wrote the copy last.
+    """
+    epoch = next((row.get("epoch") for row in reversed(read_rows(run.path / STARTS))), None)
+    return isinstance(epoch, int) and counts(Name(samples, epoch), claims_on(hold.folder))

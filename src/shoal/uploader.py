@@ -13,7 +13,7 @@ from shoal.errors import FencedError, StorageError
 from shoal.ownership import Hold, claims_on
 from shoal.remote_checkpoint import is_at, publish, samples_of
 from shoal.run import Run
-from shoal.run_files import CHECKPOINTS, CONFIG, ENDED, ENVIRONMENT, FAILURES, METRICS, PLUGIN, STARTS, WORKERS
+from shoal.run_files import CHECKPOINTS, CONFIG, ENDED, ENVIRONMENT, FAILURES, HISTORY, PLUGIN
 
 PAUSE_SEC = 1.0
 """Between two rounds: what came meanwhile goes together."""
@@ -25,7 +25,7 @@ NOT_SENT = {CHECKPOINTS, "ray"}
 SENT_BY_OTHERS = {CONFIG, ENVIRONMENT, PLUGIN, FAILURES, ENDED}
 """Files: the run's settings and its end go when they are written, the log of lost workers is the launcher's."""
 
-REWRITTEN = (METRICS, STARTS, WORKERS, "tensorboard/")
+REWRITTEN = (*HISTORY, "tensorboard/")
 """What may have changed though its size is the same."""
 
 _Stamp = tuple[int, int, int]
@@ -128,19 +128,27 @@ class Uploader:
 
     def _send(self) -> None:
         for name, stamp in self._files():
-            if self._sent.get(name) == stamp or not self._is_due(name):
-                continue
-            begin = time.monotonic()
-            try:
-                content = (self._run.path / name).read_bytes()
-            except FileNotFoundError:
-                continue  # replaced or removed meanwhile
-            (self._home / name).write_bytes(content)
-            self._sent[name] = stamp
-            self._due[name] = time.monotonic() + (time.monotonic() - begin) / LONGEST_SHARE
+            if self._is_due(name):
+                self._send_file(name, stamp)
         while path := next(filter(self._is_new, self._saved()), None):
             self._hold.refuse_lost()
+            # A checkpoint before this one may have taken minutes: its rows are newer than those that were sent, and
+            # whoever goes on from it elsewhere has no others.
+            for name in HISTORY:
+                self._send_file(name, _stamp(self._run.path / name))
             self._send_checkpoint(path)
+
+    def _send_file(self, name: str, stamp: _Stamp | None) -> None:
+        if stamp is None or self._sent.get(name) == stamp:
+            return
+        begin = time.monotonic()
+        try:
+            content = (self._run.path / name).read_bytes()
+        except FileNotFoundError:
+            return  # replaced or removed meanwhile
+        (self._home / name).write_bytes(content)
+        self._sent[name] = stamp
+        self._due[name] = time.monotonic() + (time.monotonic() - begin) / LONGEST_SHARE
 
     def _saved(self) -> list[Path]:
         """Return the checkpoints of the copy that count, newest first; claims of other nodes are known at home."""
