@@ -1,6 +1,6 @@
 """A start of a run's workers: they claim the run, and all go on from the newest checkpoint that counts and verifies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal import remote_checkpoint
 from shoal.checkpoint import STATE, TENSORS, Checkpoint, directories
@@ -19,7 +19,7 @@ class Incarnation:
     """What the workers agree on when they start.
 
     Attributes:
-        checkpoint: that they go on from; None: from nothing.
+        checkpoint: that they go on from, as this worker finds it; None: from nothing.
         hold: the first worker's, on the run's directory or copy; None on the others, and where there is nothing to do.
         hold_at_home: the same at the run's URI, if it has one.
         over: whether the run has ended: nothing is to be trained or written.
@@ -56,10 +56,12 @@ def begin(run: Run, world: World) -> Incarnation:
         return found, (found.path / STATE).read_bytes() if found else b"", incarnation.over
 
     checkpoint, state, over = world.first_says(choose)
-    incarnation = mine[0] if mine else Incarnation(checkpoint, over=over)
+    if checkpoint is not None and not world.first:  # the first worker's path may be of another machine
+        checkpoint = replace(checkpoint, path=run.checkpoints / checkpoint.path.name)
     if run.mirror is not None and checkpoint is not None and not over:
-        world.together(lambda: None if world.first else _follow(run, checkpoint.path.name, state))
-    return incarnation
+        name = checkpoint.path.name
+        world.together(lambda: None if world.first else _follow(run, name, state))
+    return mine[0] if mine else Incarnation(checkpoint, over=over)
 
 
 def _follow(run: Run, name: str, state: bytes) -> None:
