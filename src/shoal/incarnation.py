@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from shoal import remote_checkpoint
-from shoal.checkpoint import STATE, TENSORS, Checkpoint, directories
+from shoal.checkpoint import STATE, TENSORS, Checkpoint, directories, prune_older
 from shoal.checkpoint_names import Name, counts
 from shoal.ownership import Hold, claims_on
 from shoal.remote_checkpoint import Found
@@ -49,26 +49,31 @@ def begin(run: Run, world: World) -> Incarnation:
     """
     mine: list[Incarnation] = []
 
-    def choose() -> tuple[Checkpoint | None, bytes, bool]:
+    def choose() -> tuple[Checkpoint | None, bytes, int | None]:
         incarnation = _finished(run) or _claimed(run)
         mine.append(incarnation)
         found = incarnation.checkpoint
-        return found, (found.path / STATE).read_bytes() if found else b"", incarnation.over
+        epoch = incarnation.hold.epoch if incarnation.hold else None
+        return found, (found.path / STATE).read_bytes() if found else b"", epoch
 
-    checkpoint, state, over = world.first_says(choose)
+    checkpoint, state, epoch = world.first_says(choose)
     if checkpoint is not None and not world.first:  # the first worker's path may be of another machine
         checkpoint = replace(checkpoint, path=run.checkpoints / checkpoint.path.name)
-    if run.mirror is not None and checkpoint is not None and not over:
+    if run.mirror is not None and checkpoint is not None and epoch is not None:
         name = checkpoint.path.name
-        world.together(lambda: None if world.first else _follow(run, name, state))
-    return mine[0] if mine else Incarnation(checkpoint, over=over)
+        world.together(lambda: None if world.first else _follow(run, name, state, epoch))
+    return mine[0] if mine else Incarnation(checkpoint, over=epoch is None)
 
 
-def _follow(run: Run, name: str, state: bytes) -> None:
+def _follow(run: Run, name: str, state: bytes, epoch: int) -> None:
     assert run.mirror is not None
     home = run.mirror.home / CHECKPOINTS / name
     with run.mirror.alone():
         remote_checkpoint.fetch(home, run.checkpoints / name, (home / TENSORS).size(), state)
+        # Where this start's first worker writes, or a later one's, it prunes; elsewhere nobody else does. Paths do not
+        # tell: they may be the same on two nodes.
+        if all(claim.epoch < epoch for claim in claims_on(Location.parse(run.checkpoints))):
+            prune_older(run.checkpoints, name)
 
 
 def _finished(run: Run) -> Incarnation | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from shoal.checkpoint import saved
 from shoal.config import build_config
 from shoal.execute import execute
 from shoal.incarnation import begin
@@ -45,6 +46,7 @@ def main(home: Location, data: Location, out: Path) -> None:
             outcome = execute(opened(home, world), world, should_stop=partial(said_at, asked, steps))
             assert outcome.stopped
             load_without_the_first_node(home, world, out)
+        start_on_the_first_node(home, world, out)
         world.first_says(lambda: take_back(home))
         world.barrier()
         assert not execute(opened(home, world), world).stopped
@@ -66,6 +68,16 @@ def load_without_the_first_node(home: Location, world: World, out: Path) -> None
     assert world.first or checkpoint.tensors()
     world.barrier()
     world.first_says(lambda: (out / "elsewhere").rename(out / "node-0") and None)
+
+
+def start_on_the_first_node(home: Location, world: World, out: Path) -> None:
+    """Start with all workers on one node: what its copy keeps is the first one's business."""
+    before, os.environ["SHOAL_CACHE"] = os.environ["SHOAL_CACHE"], str(out / "node-0")
+    run = opened(home, world)
+    begin(run, world)
+    world.barrier()
+    assert [samples_of(path.name) for path in saved(run.checkpoints)] == [5 * BATCH, 4 * BATCH]
+    os.environ["SHOAL_CACHE"] = before
 
 
 def take_back(home: Location) -> None:
