@@ -1,6 +1,7 @@
 """What a run's URI holds at every moment: no checkpoint without the rows that lead to it, and none of them lost."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -13,6 +14,7 @@ from shoal import uploader
 from shoal.config import RunConfig
 from shoal.remote_checkpoint import names, samples_of
 from shoal.run import Run
+from shoal.run_writer import RunWriter
 from shoal.storage.location import Location
 
 
@@ -152,3 +154,37 @@ def test_rows_of_steps_that_another_node_took_again_are_not_kept(
     assert local_rows(again) == [STEP, 2 * STEP]
     with writing(again) as (samples, _):
         assert (samples, local_rows(again)) == (2 * STEP, [STEP])
+
+
+NO_TEXT = os.fsdecode(b"\xff.png")
+"""A name that a disk takes and no store does."""
+
+
+def test_what_nobody_has_thought_of_ends_a_run_and_what_is_mended_by_then_is_sent(run: Run, home: Home) -> None:
+    with writing(run) as (_, writer):
+        (run.path / NO_TEXT).write_text("")
+        writer.record(tick_at(run, STEP))
+        writer.finish()
+        wait_for(lambda: refuses(writer))
+        (run.path / NO_TEXT).unlink()
+    assert (home.newest(), home.rows()) == (STEP, [STEP])
+
+
+def refuses(writer: RunWriter) -> bool:
+    try:
+        writer.refuse_trouble()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def test_what_nobody_has_thought_of_at_the_end_is_no_good_end(run: Run, home: Home) -> None:
+    def write() -> None:
+        with writing(run) as (_, writer):
+            writer.record(tick_at(run, STEP))
+            writer.finish()
+            wait_for(lambda: home.newest() == STEP)
+            (run.path / NO_TEXT).write_text("")
+
+    with pytest.raises(UnicodeEncodeError):
+        write()

@@ -60,7 +60,7 @@ class Uploader:
         self._asked = threading.Event()
         self._closing = threading.Event()
         self.trouble: StorageError | None = None
-        self.failure: StorageError | FencedError | None = None
+        self.failure: BaseException | None = None
         if not samples:  # of steps that were lost, and are taken again
             (self._home / "tensorboard").delete()
         there = self._home.files()
@@ -83,6 +83,7 @@ class Uploader:
         Raises:
             StorageError: the store refuses, or did not answer for longer than one waits; the copy is kept.
             FencedError: another process goes on with the run.
+            Exception: whatever else ended it: a bug, or a node without memory or threads.
         """
         self._closing.set()
         self._asked.set()
@@ -93,6 +94,12 @@ class Uploader:
             raise self.failure
 
     def _work(self) -> None:
+        try:
+            self._keep_up()
+        except BaseException as error:  # or nobody would hear that this thread is gone
+            self.failure = error
+
+    def _keep_up(self) -> None:
         while self._asked.wait() and not self._closing.is_set():
             self._asked.clear()
             begin = time.monotonic()
@@ -122,6 +129,9 @@ class Uploader:
             return False
         except OSError as error:  # of this node's disk
             self.trouble = self._explained(StorageError(f"{error.filename or self._run.path}: {error.strerror}"))
+            return False
+        except Exception as error:  # nothing that waiting mends; `close` tries once more
+            self.failure = error
             return False
         self.trouble = None
         return True
