@@ -5,7 +5,7 @@ What one is: `shoal.checkpoint_format`. Which ones count, where several processe
 """
 
 import shutil
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +43,7 @@ __all__ = [
     "newest",
     "parse_state",
     "prune",
+    "prune_older",
     "read",
     "saved",
     "write",
@@ -105,11 +106,22 @@ def prune(
     ours = {text: name for text in directories(folder) if (name := Name.parse(text)) and _is_older(name, epoch)}
     good = [folder / text for text in newest_first(ours, claims) if now is None or ours[text].samples <= now]
     kept = {*good[:keep], best_of(good, best_by)}
-    for path in [*(folder / text for text in ours), *_leftovers(folder, epoch)]:
-        if path not in kept:
-            with suppress(FileNotFoundError):  # another reader of this copy was faster
-                aside = path if path.name.endswith(".tmp") else path.replace(temporary_beside(path))
-                shutil.rmtree(aside, ignore_errors=True)
+    _delete(path for path in [*(folder / text for text in ours), *_leftovers(folder, epoch)] if path not in kept)
+
+
+def prune_older(folder: Path, name: str) -> None:
+    """Delete all checkpoints that are older than one of them, and what killed readers left behind."""
+    this = Name.parse(name)
+    assert this is not None
+    older = [folder / text for text in directories(folder) if (other := Name.parse(text)) and other < this]
+    _delete([*older, *_leftovers(folder, None)])
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):  # another reader of this copy was faster
+            aside = path if path.name.endswith(".tmp") else path.replace(temporary_beside(path))
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def best_of(paths: Sequence[Path], metric: str | None) -> Path | None:

@@ -26,6 +26,8 @@ STARTS = "starts.jsonl"
 """A row for every incarnation of the run's workers: where it went on, and what is done again."""
 WORKERS = "workers.jsonl"
 """A row per tick: what each worker did with its time."""
+HISTORY = (METRICS, STARTS, WORKERS)
+"""Files of rows that lead up to a checkpoint: at a URI none is there before them."""
 ENDED = "ended.json"
 """How the run ended; absent while it is trained, and after a loss that nobody lived to tell."""
 

@@ -13,7 +13,7 @@ from shoal.errors import FencedError, StorageError
 from shoal.ownership import Hold, claims_on
 from shoal.remote_checkpoint import is_at, publish, samples_of
 from shoal.run import Run
-from shoal.run_files import CHECKPOINTS, CONFIG, ENDED, ENVIRONMENT, FAILURES, METRICS, PLUGIN, STARTS, WORKERS
+from shoal.run_files import CHECKPOINTS, CONFIG, ENDED, ENVIRONMENT, FAILURES, HISTORY, PLUGIN
 
 PAUSE_SEC = 1.0
 """Between two rounds: what came meanwhile goes together."""
@@ -25,7 +25,7 @@ NOT_SENT = {CHECKPOINTS, "ray"}
 SENT_BY_OTHERS = {CONFIG, ENVIRONMENT, PLUGIN, FAILURES, ENDED}
 """Files: the run's settings and its end go when they are written, the log of lost workers is the launcher's."""
 
-REWRITTEN = (METRICS, STARTS, WORKERS, "tensorboard/")
+REWRITTEN = (*HISTORY, "tensorboard/")
 """What may have changed though its size is the same."""
 
 _Stamp = tuple[int, int, int]
@@ -60,7 +60,7 @@ class Uploader:
         self._asked = threading.Event()
         self._closing = threading.Event()
         self.trouble: StorageError | None = None
-        self.failure: StorageError | FencedError | None = None
+        self.failure: BaseException | None = None
         if not samples:  # of steps that were lost, and are taken again
             (self._home / "tensorboard").delete()
         there = self._home.files()
@@ -83,6 +83,7 @@ class Uploader:
         Raises:
             StorageError: the store refuses, or did not answer for longer than one waits; the copy is kept.
             FencedError: another process goes on with the run.
+            Exception: whatever else ended it: a bug, or a node without memory or threads.
         """
         self._closing.set()
         self._asked.set()
@@ -93,6 +94,12 @@ class Uploader:
             raise self.failure
 
     def _work(self) -> None:
+        try:
+            self._keep_up()
+        except BaseException as error:  # or nobody would hear that this thread is gone
+            self.failure = error
+
+    def _keep_up(self) -> None:
         while self._asked.wait() and not self._closing.is_set():
             self._asked.clear()
             begin = time.monotonic()
@@ -123,24 +130,35 @@ class Uploader:
         except OSError as error:  # of this node's disk
             self.trouble = self._explained(StorageError(f"{error.filename or self._run.path}: {error.strerror}"))
             return False
+        except Exception as error:  # nothing that waiting mends; `close` tries once more
+            self.failure = error
+            return False
         self.trouble = None
         return True
 
     def _send(self) -> None:
         for name, stamp in self._files():
-            if self._sent.get(name) == stamp or not self._is_due(name):
-                continue
-            begin = time.monotonic()
-            try:
-                content = (self._run.path / name).read_bytes()
-            except FileNotFoundError:
-                continue  # replaced or removed meanwhile
-            (self._home / name).write_bytes(content)
-            self._sent[name] = stamp
-            self._due[name] = time.monotonic() + (time.monotonic() - begin) / LONGEST_SHARE
+            if self._is_due(name):
+                self._send_file(name, stamp)
         while path := next(filter(self._is_new, self._saved()), None):
             self._hold.refuse_lost()
+            # A checkpoint before this one may have taken minutes: its rows are newer than those that were sent, and
+            # whoever goes on from it elsewhere has no others.
+            for name in HISTORY:
+                self._send_file(name, _stamp(self._run.path / name))
             self._send_checkpoint(path)
+
+    def _send_file(self, name: str, stamp: _Stamp | None) -> None:
+        if stamp is None or self._sent.get(name) == stamp:
+            return
+        begin = time.monotonic()
+        try:
+            content = (self._run.path / name).read_bytes()
+        except FileNotFoundError:
+            return  # replaced or removed meanwhile
+        (self._home / name).write_bytes(content)
+        self._sent[name] = stamp
+        self._due[name] = time.monotonic() + (time.monotonic() - begin) / LONGEST_SHARE
 
     def _saved(self) -> list[Path]:
         """Return the checkpoints of the copy that count, newest first; claims of other nodes are known at home."""

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
+from shoal.checkpoint import saved
 from shoal.config import build_config
 from shoal.execute import execute
+from shoal.incarnation import begin
 from shoal.remote_checkpoint import names, samples_of
 from shoal.run import Run
 from shoal.storage.location import Location
@@ -43,6 +45,8 @@ def main(home: Location, data: Location, out: Path) -> None:
             asked = iter(range(1, 100))
             outcome = execute(opened(home, world), world, should_stop=partial(said_at, asked, steps))
             assert outcome.stopped
+            load_without_the_first_node(home, world, out)
+        start_on_the_first_node(home, world, out)
         world.first_says(lambda: take_back(home))
         world.barrier()
         assert not execute(opened(home, world), world).stopped
@@ -54,6 +58,26 @@ def said_at(asked: Iterator[int], steps: int) -> bool:
 
 def opened(home: Location, world: World) -> Run:
     return world.together(lambda: Run.open(home, writes=True))
+
+
+def load_without_the_first_node(home: Location, world: World, out: Path) -> None:
+    """Start, and load the checkpoint where nothing of the first worker's node can be seen, as on another machine."""
+    checkpoint = begin(opened(home, world), world).checkpoint
+    assert checkpoint is not None
+    world.first_says(lambda: (out / "node-0").rename(out / "elsewhere") and None)
+    assert world.first or checkpoint.tensors()
+    world.barrier()
+    world.first_says(lambda: (out / "elsewhere").rename(out / "node-0") and None)
+
+
+def start_on_the_first_node(home: Location, world: World, out: Path) -> None:
+    """Start with all workers on one node: what its copy keeps is the first one's business."""
+    before, os.environ["SHOAL_CACHE"] = os.environ["SHOAL_CACHE"], str(out / "node-0")
+    run = opened(home, world)
+    begin(run, world)
+    world.barrier()
+    assert [samples_of(path.name) for path in saved(run.checkpoints)] == [5 * BATCH, 4 * BATCH]
+    os.environ["SHOAL_CACHE"] = before
 
 
 def take_back(home: Location) -> None:

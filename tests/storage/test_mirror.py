@@ -50,6 +50,19 @@ def test_a_file_that_is_the_same_is_left_alone(home: Location) -> None:
     assert (mirror.path / "a").stat().st_ino != before
 
 
+def test_files_that_go_on_where_those_at_the_uri_end_are_kept_if_wanted(home: Location) -> None:
+    mirror = Mirror.of(home, writes=True)
+    mirror.path.mkdir(parents=True)
+    for name, content in {"longer": b"one\ntwo\n", "nowhere": b"one\n", "another": b"1\n2\n", "shorter": b"o"}.items():
+        (mirror.path / name).write_bytes(content)
+    for name in ("longer", "another", "shorter", "new"):
+        (home / name).write_bytes(b"one\n")
+    mirror.pull(["longer", "nowhere", "another", "shorter", "new", "not there either"], keep_longer=True)
+    found = {file.name: file.read_bytes() for file in mirror.path.iterdir()}
+    assert found.pop("longer") == b"one\ntwo\n"
+    assert found == dict.fromkeys(["nowhere", "another", "shorter", "new"], b"one\n")
+
+
 def test_pushed_files_are_those_of_the_copy_in_their_order(home: Location, s3: S3) -> None:
     mirror = Mirror.of(home, writes=True)
     mirror.path.mkdir(parents=True)

@@ -45,8 +45,12 @@ class Mirror:
         """Keep other processes of this node from pulling while the block lasts; wait for one that does."""
         return held(self.path.parent / PULLING)
 
-    def pull(self, names: Iterable[str]) -> None:
+    def pull(self, names: Iterable[str], *, keep_longer: bool = False) -> None:
         """Make files of the copy equal to those at the URI; one that is not there goes from the copy too.
+
+        Args:
+            names: of the files.
+            keep_longer: leave those alone that only go on where the ones at the URI end.
 
         Raises:
             StorageError: the store refuses or does not answer.
@@ -56,10 +60,14 @@ class Mirror:
             try:
                 content = (self.home / name).read_bytes()
             except MissingError:
-                file.unlink(missing_ok=True)
-                continue
+                content = None
+            here = file.read_bytes() if file.is_file() else None
             # A file that is the same is left alone: whoever follows it would read it from its beginning again.
-            if not file.is_file() or file.read_bytes() != content:
+            if here == content or (keep_longer and here is not None and here.startswith(content or b"")):
+                continue
+            if content is None:
+                file.unlink(missing_ok=True)
+            else:
                 Location.parse(file).write_bytes(content)
 
     def push(self, names: Iterable[str]) -> None:
