@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shoal.errors import ShoalError
+from shoal.errors import FencedError, ShoalError
 from shoal.incarnation import begin
 from shoal.loop import Tick, train
 from shoal.memory import keep_freed_memory
@@ -114,6 +114,8 @@ def execute(
                     failure = failure or error
                 on_tick(tick)
             world.together(finish)
+    except FencedError:
+        raise  # how the run ends is told by whoever goes on with it
     except ShoalError as error:
         if writer:
             writer.end("failed", samples, str(error))

@@ -67,6 +67,7 @@ class RunWriter:
         assert incarnation.hold is not None
         self._run = run
         self._hold = incarnation.hold
+        self._hold_at_home = incarnation.hold_at_home
         self._on_progress = on_progress
         self._trouble = Trouble(run.path, on_trouble)
         samples = incarnation.samples
@@ -144,12 +145,16 @@ class RunWriter:
             self._checkpoints.wait(storage_trouble.RETRY_SEC)
 
     def end(self, how: Literal["finished", "stopped", "failed"], samples: int, why: str = "") -> None:
-        """Note how the run ended, after all else was written and sent; where that is refused, it is left out."""
+        """Note how the run ended, after all else was written and sent; where that is refused, it is left out.
+
+        So it is where another process goes on with the run: a claim on another node is seen at the run's URI only.
+        """
         ended = {"how": how, "samples": samples, "time": time.time(), "why": why, "epoch": self._hold.epoch}
         with suppress(ShoalError, OSError):
             self._hold.refuse_lost()
             write_text(self._run.path / ENDED, json.dumps(ended))
-            if self._run.mirror:
+            if self._run.mirror and self._hold_at_home:
+                self._hold_at_home.refuse_lost()
                 self._run.mirror.push([ENDED])
 
     def __enter__(self) -> Self:
