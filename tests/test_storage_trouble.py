@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def straight(make_run: MakeRun, newest: Newest) -> Mapping[str, Tensor]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait at the end of a run."""
+    """Do not wait at the end of a run, nor for what passes before it is left."""
     monkeypatch.setattr(storage_trouble, "PATIENCE_AT_END_SEC", 0.0)
+    monkeypatch.setattr(storage_trouble, "LEAVING_SEC", 0.0)
     monkeypatch.setattr(storage_trouble, "RETRY_SEC", 0.01)
 
 
@@ -55,6 +57,9 @@ def samples_of(run: Run) -> list[int]:
 
 
 def refuse_half_written(run: Run) -> None:
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":  # of a run that was left without waiting for it
+            thread.join(60)
     assert [path for path in run.path.rglob("*") if path.name.endswith(".tmp")] == []
     for path in checkpoint.saved(run.checkpoints):
         checkpoint.read(path)
@@ -289,6 +294,7 @@ def test_wherever_the_disk_is_full_for_a_moment_the_run_does_not_end(
 # --- trouble that does not pass -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_run_that_cannot_be_kept_for_too_long_ends(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("autoencoder", *OFTEN, "duration_samples=1e6")
     monkeypatch.setattr(storage_trouble, "PATIENCE_SEC", 0.2)
@@ -449,6 +455,59 @@ def test_a_disk_that_never_answers_does_not_hold_up_training_for_ever(
     execute(run, ALONE, on_tick=lambda tick: disk.go.set() if tick.samples == 180 else None)
     assert sum(row.get("checkpoint/failed", 0) for row in run.metrics()) == 2  # of 80 and 120; that of 160 is not told
     assert [checkpoint.read(path).samples for path in checkpoint.saved(run.checkpoints)] == [200, 40]
+
+
+def fail_in_the_third_step() -> Callable[[], bool]:
+    """Return what is asked at every step: a user's error comes up in the third."""
+    asked = count(1)
+
+    def should_stop() -> bool:
+        if next(asked) == 3:
+            raise DataError("the dog ate it")
+        return False
+
+    return should_stop
+
+
+def test_a_run_that_fails_keeps_its_last_state_though_its_rows_cannot_be_written(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sync = make_run("autoencoder"), os.fsync
+    monkeypatch.setattr(storage_trouble, "LEAVING_SEC", 0.0)
+
+    def refuse_rows(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith("/metrics.jsonl"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(handle)
+
+    between = Between(20, 0, lambda: monkeypatch.setattr(os, "fsync", refuse_rows), list)
+    with pytest.raises(DataError, match="the dog ate it"):
+        execute(run, ALONE, should_stop=fail_in_the_third_step(), on_tick=between, on_trouble=lambda text: None)
+    refuse_half_written(run)
+    assert [checkpoint.read(path).samples for path in checkpoint.saved(run.checkpoints)] == [60]
+
+
+def test_a_run_that_fails_while_a_checkpoint_is_written_keeps_its_last_state(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, disk, ended = make_run("autoencoder", "checkpoint.every_samples=40"), SlowDisk(), list[int]()
+    monkeypatch.setattr(os, "mkdir", disk)
+    monkeypatch.setattr("shoal.checkpoint_writer.LONGEST_WAIT_SEC", 0.01)
+
+    def progress() -> None:
+        if ended:  # it is alive to whoever watches, and the disk answers
+            disk.go.set()
+
+    with pytest.raises(DataError, match="the dog ate it"):
+        execute(
+            run,
+            ALONE,
+            should_stop=fail_in_the_third_step(),
+            on_tick=lambda tick: ended.append(tick.samples) if tick.last else None,
+            on_progress=progress,
+        )
+    assert [checkpoint.read(path).samples for path in checkpoint.saved(run.checkpoints)] == [60, 40]
+    assert read_ended(run.path)["why"] == "the dog ate it"
 
 
 # --- how it began and ended ---------------------------------------------------------------------------------------

@@ -79,6 +79,11 @@ class CheckpointWriter:
         return self._job is not None
 
     @property
+    def writes(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._job is not None and self._job.runs
+
+    @property
     def failing(self) -> bool:
         """Whether it is not the first attempt that is being made, or waited for."""
         return self._job is not None and self._job.failures > 0

@@ -14,7 +14,7 @@ from typing import Literal, Self
 from shoal import storage_trouble
 from shoal.checkpoint_names import OWNERS
 from shoal.checkpoint_writer import CheckpointWriter
-from shoal.errors import ShoalError, StorageError
+from shoal.errors import FencedError, ShoalError, StorageError
 from shoal.files import write_text
 from shoal.incarnation import Incarnation
 from shoal.loop import Tick
@@ -166,17 +166,37 @@ class RunWriter:
     ) -> None:
         """Close all files, and wait until all is at the run's URI; on the way of an error, as far as that goes."""
         try:
-            if isinstance(error, Exception):  # what waits for better times has this one chance left
-                with suppress(OSError, ShoalError):
-                    self._recorder.flush()
-                    self._checkpoints.settle()
-                    self._checkpoints.retry()
-            self._checkpoints.wait(storage_trouble.LEAVING_SEC)
+            until = time.monotonic() + storage_trouble.LEAVING_SEC
+            if isinstance(error, Exception):
+                with suppress(FencedError):
+                    self._save_the_rest(until)
+            self._wait(until)
             with suppress(OSError) if error else self._surviving():
                 self._recorder.close()
         finally:
             if self._uploader:
                 self._close_uploader(self._uploader, error)
+
+    def _save_the_rest(self, until: float) -> None:
+        """Give what waits for better times the chances that it has left: one at least."""
+        while True:
+            for attempt in (self._recorder.flush, self._checkpoints.settle):
+                with suppress(OSError, StorageError):
+                    attempt()
+            if not self._recorder.waits and not self._checkpoints.busy:
+                return
+            self._checkpoints.retry()
+            self._wait(until)
+            if time.monotonic() >= until:
+                return
+            if self._recorder.waits or self._checkpoints.failing:
+                time.sleep(storage_trouble.RETRY_SEC)
+
+    def _wait(self, until: float) -> None:
+        """Wait for what is being written, alive to whoever watches."""
+        while self._checkpoints.writes and (left := until - time.monotonic()) > 0:
+            self._checkpoints.wait(min(left, storage_trouble.RETRY_SEC))
+            self._on_progress()
 
     def _close_uploader(self, uploader: Uploader, error: BaseException | None) -> None:
         try:
