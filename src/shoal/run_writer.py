@@ -52,6 +52,7 @@ class RunWriter:
 
     Raises:
         StorageError: nothing can be written now.
+        FencedError: another process has claimed the run since.
     """
 
     def __init__(
@@ -72,10 +73,20 @@ class RunWriter:
         self._trouble = Trouble(run.path, on_trouble)
         samples = incarnation.samples
         with storage_errors(run.path):
+            self._hold.refuse_lost()  # or who hung since it claimed the run would put old files over newer ones
             for path in chain.from_iterable(run.path.glob(pattern) for pattern in UNFINISHED):
                 path.unlink(missing_ok=True)
             self._recorder = Recorder(run, samples=samples, sinks=sinks(samples), check=self._hold.refuse_lost)
-            self._note_start(samples, workers)
+            self._start = {
+                "time": time.time(),
+                "epoch": self._hold.epoch,
+                "samples": samples,
+                "redone": self._recorder.redone,
+                "workers": workers,
+                "host": socket.gethostname(),
+            }
+            self._hold.refuse_lost()
+            self._note_start()
         self._uploader = Uploader(run, samples, incarnation.hold_at_home) if incarnation.hold_at_home else None
         look = self._uploader.look if self._uploader else lambda: None
         self._checkpoints = CheckpointWriter(run.checkpoints, run.config.checkpoint, self._hold, look)
@@ -152,6 +163,7 @@ class RunWriter:
         ended = {"how": how, "samples": samples, "time": time.time(), "why": why, "epoch": self._hold.epoch}
         with suppress(ShoalError, OSError):
             self._hold.refuse_lost()
+            self._note_start()
             write_text(self._run.path / ENDED, json.dumps(ended))
             if self._run.mirror and self._hold_at_home:
                 self._hold_at_home.refuse_lost()
@@ -231,14 +243,9 @@ class RunWriter:
         error = self._trouble.last or TimeoutError("a checkpoint has been on its way for too long")
         return refused(error, self._run.path)
 
-    def _note_start(self, samples: int, workers: int) -> None:
+    def _note_start(self) -> None:
+        """Append this start, unless it is there: an earlier incarnation that woke up may have put its own file there."""
         path = self._run.path / STARTS
-        row = {
-            "time": time.time(),
-            "epoch": self._hold.epoch,
-            "samples": samples,
-            "redone": self._recorder.redone,
-            "workers": workers,
-            "host": socket.gethostname(),
-        }
-        write_text(path, "".join(json.dumps(row) + "\n" for row in [*read_rows(path), row]))
+        starts = read_rows(path)
+        if self._start not in starts:
+            write_text(path, "".join(json.dumps(row) + "\n" for row in [*starts, self._start]))
