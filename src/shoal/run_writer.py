@@ -213,6 +213,7 @@ class RunWriter:
     def _close_uploader(self, uploader: Uploader, error: BaseException | None) -> None:
         try:
             uploader.close(self._on_progress)
+            self._see_whether_it_is_over(self._trouble.count)
         except ShoalError as problem:
             if error is None:
                 raise
@@ -229,7 +230,8 @@ class RunWriter:
     def _see_whether_it_is_over(self, troubles: int) -> None:
         """Tell that there is no trouble any more, where there has been none since there were so many."""
         waits = self._recorder.waits or self._recorder.lags or self._checkpoints.busy
-        if self._trouble.count == troubles and not waits:
+        away = self._uploader is not None and self._uploader.trouble is not None
+        if self._trouble.count == troubles and not waits and not away:
             self._trouble.over()
 
     def _with_own_scalars(self, tick: Tick) -> Tick:
