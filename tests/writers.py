@@ -90,8 +90,8 @@ def write(path: Path, ticks: int | None, stop_at: int | None, tick: int) -> None
             writer.refuse_trouble()
             writer.record(tick_at(run, samples + number * STEP))
             if stop_at is not None:
-                writer.finish()  # one thing after the other, so that the moments are always the same ones
-        writer.finish()
+                wait_for(writer.finish)  # one thing after the other, so that the moments are always the same ones
+        wait_for(writer.finish)
     writer.end("finished", samples)
 
 

@@ -70,6 +70,7 @@ class RunWriter:
         self._hold = incarnation.hold
         self._hold_at_home = incarnation.hold_at_home
         self._on_progress = on_progress
+        self._finishing_since: float | None = None
         self._trouble = Trouble(run.path, on_trouble)
         samples = incarnation.samples
         with storage_errors(run.path):
@@ -128,32 +129,36 @@ class RunWriter:
         if since is not None and time.monotonic() - since > storage_trouble.PATIENCE_SEC:
             raise self._given_up()
 
-    def finish(self) -> None:
-        """Wait until all that was trained is on this machine's disk.
+    def finish(self) -> bool:
+        """Go on for a moment with writing all that was trained to this machine's disk.
+
+        Returns:
+            Whether it is all there. Until then it is called again: the other workers wait too, and no longer in one go
+            than their process group lets them.
 
         Raises:
             StorageError: it takes too long.
             FencedError: another process goes on with the run.
         """
-        begin = time.monotonic()
-        while True:
-            troubles = self._trouble.count
-            with self._surviving():
-                self._recorder.flush()
-                self._checkpoints.settle()
-            self._see_whether_it_is_over(troubles)
-            if not self._recorder.waits and not self._checkpoints.busy:
-                return
-            failing = self._recorder.waits or self._checkpoints.failing
-            if failing and time.monotonic() - begin > storage_trouble.PATIENCE_AT_END_SEC:
-                raise self._given_up()
-            self.refuse_trouble()
-            if not self._recorder.waits:
-                self._checkpoints.retry()
-            self._on_progress()
-            if failing:
-                time.sleep(storage_trouble.RETRY_SEC)
-            self._checkpoints.wait(storage_trouble.RETRY_SEC)
+        self._finishing_since = self._finishing_since or time.monotonic()
+        troubles = self._trouble.count
+        with self._surviving():
+            self._recorder.flush()
+            self._checkpoints.settle()
+        self._see_whether_it_is_over(troubles)
+        if not self._recorder.waits and not self._checkpoints.busy:
+            self._finishing_since = None
+            return True
+        failing = self._recorder.waits or self._checkpoints.failing
+        if failing and time.monotonic() - self._finishing_since > storage_trouble.PATIENCE_AT_END_SEC:
+            raise self._given_up()
+        self.refuse_trouble()
+        if not self._recorder.waits:
+            self._checkpoints.retry()
+        if failing:
+            time.sleep(storage_trouble.RETRY_SEC)
+        self._checkpoints.wait(storage_trouble.RETRY_SEC)
+        return False
 
     def end(self, how: Literal["finished", "stopped", "failed"], samples: int, why: str = "") -> None:
         """Note how the run ended, after all else was written and sent; where that is refused, it is left out.
