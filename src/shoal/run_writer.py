@@ -73,20 +73,19 @@ class RunWriter:
         self._finishing_since: float | None = None
         self._trouble = Trouble(run.path, on_trouble)
         samples = incarnation.samples
-        with storage_errors(run.path):
-            self._hold.refuse_lost()  # or who hung since it claimed the run would put old files over newer ones
+        with storage_errors(run.path), self._while_it_is_ours():
             for path in chain.from_iterable(run.path.glob(pattern) for pattern in UNFINISHED):
                 path.unlink(missing_ok=True)
             self._recorder = Recorder(run, samples=samples, sinks=sinks(samples), check=self._hold.refuse_lost)
-            self._start = {
-                "time": time.time(),
-                "epoch": self._hold.epoch,
-                "samples": samples,
-                "redone": self._recorder.redone,
-                "workers": workers,
-                "host": socket.gethostname(),
-            }
-            self._hold.refuse_lost()
+        self._start = {
+            "time": time.time(),
+            "epoch": self._hold.epoch,
+            "samples": samples,
+            "redone": self._recorder.redone,
+            "workers": workers,
+            "host": socket.gethostname(),
+        }
+        with storage_errors(run.path), self._while_it_is_ours():
             self._note_start()
         self._uploader = Uploader(run, samples, incarnation.hold_at_home) if incarnation.hold_at_home else None
         look = self._uploader.look if self._uploader else lambda: None
@@ -224,6 +223,19 @@ class RunWriter:
                 raise
             if str(problem) != str(error):
                 _log.warning("%s", problem)
+
+    @contextmanager
+    def _while_it_is_ours(self) -> Iterator[None]:
+        """Refuse who has lost the run: who hung since the claim would put old files over newer ones.
+
+        What he was writing, whoever has the run now may have cleared away; that is no trouble with the storage.
+        """
+        self._hold.refuse_lost()
+        try:
+            yield
+        except OSError:
+            self._hold.refuse_lost()
+            raise
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
