@@ -263,8 +263,9 @@ class RunWriter:
         return refused(error, self._run.path)
 
     def _note_start(self) -> None:
-        """Append this start, unless it is there: an earlier incarnation that woke up may have put its own file there."""
+        """Make this start the last one that is told of, as it is unless one that woke up later put its own there."""
         path = self._run.path / STARTS
         starts = read_rows(path)
-        if self._start not in starts:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in [*starts, self._start]))
+        if starts[-1:] != [self._start]:
+            rows = [*(row for row in starts if row != self._start), self._start]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
