@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 from tests.storage.faulty import FaultyEndpoint
 from tests.storage.s3 import S3
-from tests.writers import STEP, tensors_at, tick_at, wait_for, writing
+from tests.writers import STEP, record, tensors_at, tick_at, wait_for, writing
 
 from shoal import uploader
 from shoal.checkpoint_names import Name
@@ -111,10 +111,10 @@ def taken_over(run: Run, first: Node, second: Node, number: int) -> bool:
     try:
         with writing(run) as (_, writer):
             for samples in (STEP, 2 * STEP, 3 * STEP):
-                writer.record(tick_at(run, samples))
+                record(writer, tick_at(run, samples))
                 wait_for(lambda: newest(home) == samples)  # noqa: B023  # waited for in this very round
             first.cut_off_after(number)
-            writer.record(tick_at(run, 4 * STEP))
+            record(writer, tick_at(run, 4 * STEP))
             wait_for(lambda: first.cut_off.is_set() or kept(home) == [4 * STEP, 3 * STEP])
             if not first.cut_off.is_set():
                 first.hear()
@@ -123,7 +123,7 @@ def taken_over(run: Run, first: Node, second: Node, number: int) -> bool:
             with writing(other) as (began, another):
                 assert began in (3 * STEP, 4 * STEP)
                 for samples in range(began + STEP, began + 4 * STEP, STEP):
-                    another.record(tick_at(other, samples))
+                    record(another, tick_at(other, samples))
             before = contents(home / "checkpoints")
             assert newest(home) == began + 3 * STEP
             first.hear()

@@ -15,3 +15,11 @@ def test_all_wait_by_rounds_for_the_last_checkpoint(
     launch_world(2, SCENARIO, small_data, tmp_path, "0")
     assert read_ended(tmp_path / "run")["how"] == "finished"
     assert [checkpoint.read(path).samples for path in checkpoint.saved(tmp_path / "run" / "checkpoints")] == [80]
+
+
+def test_all_wait_by_rounds_for_the_checkpoint_before_the_next_one(
+    small_data: Path, tmp_path: Path, launch_world: Callable[..., list[str]]
+) -> None:
+    launch_world(2, SCENARIO, small_data, tmp_path, "20")
+    found = [checkpoint.read(path).samples for path in checkpoint.saved(tmp_path / "run" / "checkpoints")]
+    assert found == [80, 60, 40]

@@ -51,6 +51,12 @@ def tick_at(run: Run, samples: int) -> Tick:
     return Tick(samples, {"loss/x": 1.0 / samples}, {}, saver)
 
 
+def record(writer: RunWriter, tick: Tick) -> None:
+    """Record a tick as `execute` does."""
+    wait_for(writer.make_way)
+    writer.record(tick)
+
+
 @contextmanager
 def writing(run: Run, claimed: Callable[[], None] = lambda: None) -> Iterator[tuple[int, RunWriter]]:
     """Claim a run, say so, and yield the clock that it stands at, and what writes it."""
@@ -88,7 +94,7 @@ def write(path: Path, ticks: int | None, stop_at: int | None, tick: int) -> None
             if number == tick:
                 armed.set()
             writer.refuse_trouble()
-            writer.record(tick_at(run, samples + number * STEP))
+            record(writer, tick_at(run, samples + number * STEP))
             if stop_at is not None:
                 wait_for(writer.finish)  # one thing after the other, so that the moments are always the same ones
         wait_for(writer.finish)

@@ -88,6 +88,9 @@ def execute(
             writer.refuse_trouble()
         return should_stop()
 
+    def make_way() -> bool:
+        return writer is None or writer.make_way()
+
     def finish() -> bool:
         if failure is not None:
             raise failure
@@ -110,6 +113,8 @@ def execute(
                 on_progress=on_progress,
             ):
                 samples = tick.samples
+                if tick.saves:
+                    by_rounds(make_way)
                 try:
                     if writer:
                         writer.record(tick)

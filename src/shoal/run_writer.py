@@ -91,6 +91,10 @@ class RunWriter:
         look = self._uploader.look if self._uploader else lambda: None
         self._checkpoints = CheckpointWriter(run.checkpoints, run.config.checkpoint, self._hold, look)
 
+    def make_way(self) -> bool:
+        """Wait a moment for the checkpoint before, if a tick has another one; return whether `record` may be called."""
+        return self._checkpoints.make_way()
+
     def record(self, tick: Tick) -> None:
         """Write what a tick has to say. The checkpoint comes after its row, so that none before it can be missing.
 
