@@ -93,6 +93,42 @@ def test_after_an_error_the_file_is_opened_anew(tmp_path: Path, monkeypatch: pyt
     assert path.read_bytes() == b"one\ntwo\n"
 
 
+def test_a_file_that_has_another_number_after_its_disk_was_away_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, room = tmp_path / "rows", list[bool]()
+    path.write_bytes(b"head\n")
+    with GrowingFile(path, durable=True) as file:
+        for record in (b"one\n", b"two\n"):
+            file.write(record)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pwrite", refused(room))
+                with pytest.raises(OSError, match="Stale file handle"):
+                    file.flush()
+            shutil.copy(path, tmp_path / "mounted anew")
+            (tmp_path / "mounted anew").replace(path)
+            with path.open("ab") as half:
+                half.write(record[:2])  # what was written of it before it was refused
+            file.flush()
+    assert path.read_bytes() == b"head\none\ntwo\n"
+
+
+def test_a_file_of_somebody_else_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, room = tmp_path / "rows", list[bool]()
+    path.write_bytes(b"head\n")
+    with GrowingFile(path, durable=True) as file:
+        file.write(b"one\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", refused(room))
+            with pytest.raises(OSError, match="Stale file handle"):
+                file.flush()
+        (tmp_path / "other").write_bytes(b"HEAD\nof another\n")
+        (tmp_path / "other").replace(path)
+        with pytest.raises(OSError, match="another file has taken its place"):
+            file.flush()
+    assert path.read_bytes() == b"HEAD\nof another\n"
+
+
 def test_a_file_that_took_its_place_is_not_written_to_by_who_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.touch()

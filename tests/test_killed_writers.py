@@ -124,7 +124,7 @@ def test_who_is_stopped_at_any_point_and_wakes_up_later_touches_nothing_newer(
 def test_who_is_stopped_before_it_writes_anything_and_wakes_up_later_costs_the_next_owner_no_row(
     make_run: MakeRun, writers: Writers, differing: Differing
 ) -> None:
-    """Every point between the claim of one and its first tick, in turn; the next owner is in the middle of its ticks."""
+    """Every point between the claim of one and its first tick, in turn; the next one is in the middle of its ticks."""
     points = 0
     while True:
         run = make_run("autoencoder", "checkpoint.keep=2")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from shoal import checkpoint, storage_trouble
+from shoal import checkpoint, run_writer, storage_trouble
 from shoal.checkpoint import Checkpoint, directory_name
 from shoal.checkpoint_format import TENSORS
 from shoal.errors import DataError, FencedError, StorageError
@@ -453,18 +453,39 @@ def fail_in_the_third_step() -> Callable[[], bool]:
     return should_stop
 
 
-def test_a_run_that_fails_keeps_its_last_state_though_its_rows_cannot_be_written(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, sync = make_run("autoencoder"), os.fsync
-    monkeypatch.setattr(storage_trouble, "LEAVING_SEC", 0.0)
+@pytest.fixture
+def refuse_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what makes the disk refuse rows from then on, and nothing else."""
+    sync = os.fsync
 
-    def refuse_rows(handle: int) -> None:
-        if os.readlink(f"/proc/self/fd/{handle}").endswith("/metrics.jsonl"):
+    def refuse(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink().name == "metrics.jsonl":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         sync(handle)
 
-    between = Between(20, 0, lambda: monkeypatch.setattr(os, "fsync", refuse_rows), list)
+    return lambda: monkeypatch.setattr(os, "fsync", refuse)
+
+
+def test_rows_that_are_refused_hold_back_no_checkpoint_for_long(
+    make_run: MakeRun, refuse_rows: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("autoencoder", "checkpoint.every_samples=40")
+    monkeypatch.setattr(run_writer, "ROWS_FIRST_SEC", 0.0)
+    monkeypatch.setattr(storage_trouble, "PATIENCE_AT_END_SEC", 0.0)
+    between = Between(20, 0, refuse_rows, list)
+    with pytest.raises(StorageError, match=r"metrics.jsonl: Input/output error"):
+        execute(run, ALONE, on_tick=between, on_trouble=lambda text: None)
+    assert samples_of(run)[0] == 20
+    assert 200 in [checkpoint.read(path).samples for path in checkpoint.saved(run.checkpoints)]
+    assert len(checkpoint.saved(run.checkpoints)) > 1
+
+
+def test_a_run_that_fails_keeps_its_last_state_though_its_rows_cannot_be_written(
+    make_run: MakeRun, refuse_rows: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("autoencoder")
+    monkeypatch.setattr(storage_trouble, "LEAVING_SEC", 0.0)
+    between = Between(20, 0, refuse_rows, list)
     with pytest.raises(DataError, match="the dog ate it"):
         execute(run, ALONE, should_stop=fail_in_the_third_step(), on_tick=between, on_trouble=lambda text: None)
     refuse_half_written(run)

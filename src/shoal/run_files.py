@@ -157,7 +157,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def readable_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file with a JSON object per line, in which each tells of itself; damaged ones are left out."""
+    """Yield the rows of a file with a JSON object per line, where each stands for itself; damaged ones are left out."""
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with suppress(ValueError):
             row = json.loads(line)

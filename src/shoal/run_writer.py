@@ -36,6 +36,10 @@ UNFINISHED = (
 """What a writer that was killed may have left in a run; its checkpoints are cleared away with others."""
 
 
+ROWS_FIRST_SEC = 5.0
+"""For so long a checkpoint waits for rows that were refused before it: what was trained is worth more than they are."""
+
+
 class RunWriter:
     """Writes into a run while it is this incarnation's, and outlives trouble with its storage.
 
@@ -71,6 +75,7 @@ class RunWriter:
         self._hold_at_home = incarnation.hold_at_home
         self._on_progress = on_progress
         self._finishing_since: float | None = None
+        self._rows_wait_since: float | None = None
         self._trouble = Trouble(run.path, on_trouble)
         samples = incarnation.samples
         with storage_errors(run.path), self._while_it_is_ours():
@@ -108,8 +113,8 @@ class RunWriter:
             self._checkpoints.settle()
         with self._surviving():
             if tick.save is not None:
-                self._checkpoints.save(tick, start=not self._recorder.waits)
-            elif not self._recorder.waits:
+                self._checkpoints.save(tick, start=self._takes_checkpoints())
+            elif self._takes_checkpoints():
                 self._checkpoints.retry()
         if self._uploader:
             self._uploader.look()
@@ -156,7 +161,7 @@ class RunWriter:
         if failing and time.monotonic() - self._finishing_since > storage_trouble.PATIENCE_AT_END_SEC:
             raise self._given_up()
         self.refuse_trouble()
-        if not self._recorder.waits:
+        if self._takes_checkpoints():
             self._checkpoints.retry()
         if failing:
             time.sleep(storage_trouble.RETRY_SEC)
@@ -254,6 +259,14 @@ class RunWriter:
         away = self._uploader is not None and self._uploader.trouble is not None
         if self._trouble.count == troubles and not waits and not away:
             self._trouble.over()
+
+    def _takes_checkpoints(self) -> bool:
+        """Return whether the storage is thought to take a checkpoint, or rows have held it back for long enough."""
+        if not self._recorder.waits:
+            self._rows_wait_since = None
+            return True
+        self._rows_wait_since = self._rows_wait_since or time.monotonic()
+        return time.monotonic() - self._rows_wait_since >= ROWS_FIRST_SEC
 
     def _with_own_scalars(self, tick: Tick) -> Tick:
         """Return the tick with what its checkpoints have cost since the last one."""
