@@ -59,7 +59,7 @@ def main(data: Path, out: Path, every_samples: int) -> None:
         world.first_says(lambda: Run.create(out / "run", config, data) and None)
         with (out / "beats").open("ab", buffering=0) as beats:
             if world.first:
-                os.mkdir = SlowDisk(out / "beats")
+                os.mkdir = SlowDisk(out / "beats")  # type: ignore[assignment]  # called as mkdir is
 
             def beat() -> None:
                 if world.rank == world.size - 1:
