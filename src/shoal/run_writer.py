@@ -280,9 +280,12 @@ class RunWriter:
         return refused(error, self._run.path)
 
     def _note_start(self) -> None:
-        """Make this start the last one that is told of, as it is unless one that woke up later put its own there."""
+        """Make this start the last one that is told of, as it is unless one that woke up later put its own there.
+
+        Who wakes up here himself finds that of the next owner, and leaves it the last.
+        """
         path = self._run.path / STARTS
         starts = read_rows(path)
-        if starts[-1:] != [self._start]:
+        if starts[-1:] != [self._start] and all(row.get("epoch", 0) <= self._hold.epoch for row in starts):
             rows = [*(row for row in starts if row != self._start), self._start]
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
