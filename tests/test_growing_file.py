@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shoal.errors import FencedError
 from shoal.growing_file import GrowingFile
 
 Write = Callable[[int, bytes, int], int]
@@ -92,19 +93,87 @@ def test_after_an_error_the_file_is_opened_anew(tmp_path: Path, monkeypatch: pyt
     assert path.read_bytes() == b"one\ntwo\n"
 
 
-def test_a_file_that_took_its_place_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "rows"
-    path.touch()
-    room: list[bool] = []
+def test_a_file_that_has_another_number_after_its_disk_was_away_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, room = tmp_path / "rows", list[bool]()
+    path.write_bytes(b"head\n")
     with GrowingFile(path, durable=True) as file:
-        file.write(b"of one who was cut off\n")
+        for record in (b"one\n", b"two\n"):
+            file.write(record)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pwrite", refused(room))
+                with pytest.raises(OSError, match="Stale file handle"):
+                    file.flush()
+            shutil.copy(path, tmp_path / "mounted anew")
+            (tmp_path / "mounted anew").replace(path)
+            with path.open("ab") as half:
+                half.write(record[:2])  # what was written of it before it was refused
+            file.flush()
+    assert path.read_bytes() == b"head\none\ntwo\n"
+
+
+def test_a_file_of_somebody_else_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, room = tmp_path / "rows", list[bool]()
+    path.write_bytes(b"head\n")
+    with GrowingFile(path, durable=True) as file:
+        file.write(b"one\n")
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", refused(room))
             with pytest.raises(OSError, match="Stale file handle"):
                 file.flush()
-        (tmp_path / "new").write_bytes(b"of the next owner\n")
-        (tmp_path / "new").replace(path)
+        (tmp_path / "other").write_bytes(b"HEAD\nof another\n")
+        (tmp_path / "other").replace(path)
         with pytest.raises(OSError, match="another file has taken its place"):
             file.flush()
+    assert path.read_bytes() == b"HEAD\nof another\n"
+
+
+def test_a_file_that_took_its_place_is_not_written_to_by_who_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.touch()
+
+    def lost() -> None:
+        raise FencedError("it is trained by another process")
+
+    with GrowingFile(path, durable=True, check=lost) as file:
+        file.write(b"one\n")
+        file.flush()
+        (tmp_path / "new").write_bytes(b"of the next owner\n")
+        (tmp_path / "new").replace(path)
+        file.write(b"two\n")
+        with pytest.raises(FencedError):
+            file.flush()
     assert path.read_bytes() == b"of the next owner\n"
-    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_file_that_was_replaced_by_who_was_cut_off_is_put_back(tmp_path: Path, deleted: bool) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(b"head\n")
+    with GrowingFile(path, durable=True) as file:
+        file.write(b"one\n")
+        file.flush()
+        if deleted:
+            path.unlink()
+        else:
+            (tmp_path / "old").write_bytes(b"head\n")
+            (tmp_path / "old").replace(path)
+        for record in (b"two\n", b"three\n"):
+            file.write(record)
+            file.flush()
+            assert path.read_bytes().endswith(record)
+    assert path.read_bytes() == b"head\none\ntwo\nthree\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows"]
+
+
+def test_nothing_is_put_back_into_a_folder_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "rows"
+    path.parent.mkdir()
+    path.touch()
+    with GrowingFile(path, durable=True) as file:
+        file.write(b"one\n")
+        shutil.rmtree(path.parent)
+        with pytest.raises(FileNotFoundError):
+            file.flush()
+    assert not path.parent.exists()

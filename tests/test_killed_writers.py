@@ -119,3 +119,28 @@ def test_who_is_stopped_at_any_point_and_wakes_up_later_touches_nothing_newer(
         assert {name.split("/")[1] for name in after.keys() - before.keys()} <= {f"{4 * STEP:012d}"}
         points += 1
     assert points > 20
+
+
+def test_who_is_stopped_before_it_writes_anything_and_wakes_up_later_costs_the_next_owner_no_row(
+    make_run: MakeRun, writers: Writers, differing: Differing
+) -> None:
+    """Every point between the claim of one and its first tick, in turn; the next one is in the middle of its ticks."""
+    points = 0
+    while True:
+        run = make_run("autoencoder", "checkpoint.keep=2")
+        assert writers.wait(writers.start(run.path, ticks=3)) == 0
+        stale = writers.start(run.path, ticks=1, stop_at=points, tick=0)
+        if (status := writers.wait(stale)) is not None:
+            assert status == 0  # there was no such point any more
+            break
+        owner = writers.start(run.path, ticks=4, stop_at=0, tick=3)
+        assert writers.wait(owner) is None
+        os.kill(stale, signal.SIGCONT)
+        assert writers.wait(stale) == FENCED
+        os.kill(owner, signal.SIGCONT)
+        assert writers.wait(owner) == 0
+        assert checked(run, differing) == 7 * STEP
+        assert clocks(run) == [STEP * number for number in range(1, 8)]
+        assert (read_ended(run.path)["how"], read_ended(run.path)["epoch"]) == ("finished", 3)
+        points += 1
+    assert points > 10

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shoal.checkpoint import Checkpoint, directory_name, saved
+from shoal.errors import FencedError
 from shoal.execute import Outcome, execute
 from shoal.loop import Tick
 from shoal.recorder import Recorder, last_row, newest_picture, save_png
@@ -104,16 +105,23 @@ def test_garbage_among_the_rows_is_dropped_and_the_run_goes_on(make_run: MakeRun
     assert path.read_bytes().count(b"\n") == 3
 
 
-def test_whoever_was_cut_off_goes_on_with_a_file_that_nobody_reads(make_run: MakeRun) -> None:
-    run = make_run()
-    with Recorder(run) as cut_off:
+def test_whoever_was_cut_off_writes_no_row_any_more(make_run: MakeRun) -> None:
+    run, checks = make_run(), count()
+
+    def lost_at_the_third_look() -> None:
+        if next(checks) >= 2:  # it still owned the run when it looked before the row of 40, and then was cut off
+            raise FencedError("it is trained by another process")
+
+    with Recorder(run, check=lost_at_the_third_look) as cut_off:
         cut_off.record(tick(20, x=1 / 3, y=1e-300))
         before = (run.path / "metrics.jsonl").read_bytes()
         with Recorder(run, samples=20) as recorder:
             assert (run.path / "metrics.jsonl").read_bytes() == before
-            cut_off.record(tick(40, x=9.0))
+            with pytest.raises(FencedError):
+                cut_off.record(tick(40, x=9.0))
             recorder.record(tick(40, x=1.0))
-            cut_off.record(tick(60, x=9.0))
+            with pytest.raises(FencedError):
+                cut_off.record(tick(60, x=9.0))
     assert rows_of(run)[1:] == [{"samples": 40, "loss/x": 1.0}]
 
 

@@ -8,15 +8,19 @@ from threading import Event
 import pytest
 from tests.storage.faulty import FaultyEndpoint
 from tests.storage.s3 import S3
-from tests.writers import STEP, tensors_at, tick_at, wait_for, writing
+from tests.writers import STEP, record, tensors_at, tick_at, wait_for, writing
 
 from shoal import uploader
 from shoal.checkpoint_names import Name
 from shoal.config import RunConfig
 from shoal.errors import FencedError
+from shoal.execute import execute
+from shoal.loop import Tick
 from shoal.remote_checkpoint import find, names, samples_of
 from shoal.run import Run
+from shoal.run_files import read_ended
 from shoal.storage.location import Location
+from shoal.world import World
 
 Tiny = Callable[..., RunConfig]
 Differing = Callable[..., list[str]]
@@ -107,10 +111,10 @@ def taken_over(run: Run, first: Node, second: Node, number: int) -> bool:
     try:
         with writing(run) as (_, writer):
             for samples in (STEP, 2 * STEP, 3 * STEP):
-                writer.record(tick_at(run, samples))
+                record(writer, tick_at(run, samples))
                 wait_for(lambda: newest(home) == samples)  # noqa: B023  # waited for in this very round
             first.cut_off_after(number)
-            writer.record(tick_at(run, 4 * STEP))
+            record(writer, tick_at(run, 4 * STEP))
             wait_for(lambda: first.cut_off.is_set() or kept(home) == [4 * STEP, 3 * STEP])
             if not first.cut_off.is_set():
                 first.hear()
@@ -119,7 +123,7 @@ def taken_over(run: Run, first: Node, second: Node, number: int) -> bool:
             with writing(other) as (began, another):
                 assert began in (3 * STEP, 4 * STEP)
                 for samples in range(began + STEP, began + 4 * STEP, STEP):
-                    another.record(tick_at(other, samples))
+                    record(another, tick_at(other, samples))
             before = contents(home / "checkpoints")
             assert newest(home) == began + 3 * STEP
             first.hear()
@@ -133,3 +137,27 @@ def taken_over(run: Run, first: Node, second: Node, number: int) -> bool:
     assert {name.partition("/")[0] for name in after.keys() - before.keys()} <= {str(Name(4 * STEP))}
     assert newest(home) == began + 3 * STEP
     return True
+
+
+def test_how_a_run_ended_is_told_by_the_node_that_had_it_last(
+    s3: S3, tiny: Tiny, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was cut off is told so, or takes itself for finished: its copy shows it no claim of another node."""
+    oldest, first, second = (Node(s3, "run", tmp_path / name, monkeypatch) for name in "abc")
+    run, told = oldest.create(tiny("autoencoder"), small_data), list[dict[str, object]]()
+
+    def go_on_elsewhere(tick: Tick) -> None:
+        if tick.samples == 100:
+            execute(second.open(), World.local("cpu"))
+            told.append(read_ended(second.home))
+
+    try:
+        with writing(run) as (_, late):
+            with pytest.raises(FencedError):
+                execute(first.open(), World.local("cpu"), on_tick=go_on_elsewhere)
+            assert (told[0]["how"], told[0]["epoch"]) == ("finished", 3)
+            assert read_ended(second.home) == told[0]
+    except FencedError:
+        pass  # of the oldest, when it leaves
+    late.end("finished", 0)
+    assert read_ended(second.home) == told[0]

@@ -51,10 +51,17 @@ def tick_at(run: Run, samples: int) -> Tick:
     return Tick(samples, {"loss/x": 1.0 / samples}, {}, saver)
 
 
+def record(writer: RunWriter, tick: Tick) -> None:
+    """Record a tick as `execute` does."""
+    wait_for(writer.make_way)
+    writer.record(tick)
+
+
 @contextmanager
-def writing(run: Run) -> Iterator[tuple[int, RunWriter]]:
-    """Claim a run and yield the clock that it stands at, and what writes it."""
+def writing(run: Run, claimed: Callable[[], None] = lambda: None) -> Iterator[tuple[int, RunWriter]]:
+    """Claim a run, say so, and yield the clock that it stands at, and what writes it."""
     incarnation = begin(run, World.local("cpu"))
+    claimed()
     writer = RunWriter(
         run, incarnation, workers=1, sinks=lambda samples: (), on_trouble=print, on_progress=lambda: None
     )
@@ -62,14 +69,15 @@ def writing(run: Run) -> Iterator[tuple[int, RunWriter]]:
         yield incarnation.samples, writer
 
 
-def write(path: Path, ticks: int | None, stop_at: int | None) -> None:
+def write(path: Path, ticks: int | None, stop_at: int | None, tick: int) -> None:
     """Write a run.
 
     Args:
         path: of the run.
         ticks: how many; None: for ever.
-        stop_at: how many things are done with files from the beginning of the fourth tick on, until this process stops
-            as by a SIGSTOP from elsewhere.
+        stop_at: how many things are done with files from the beginning of a tick on, until this process stops as by a
+            SIGSTOP from elsewhere.
+        tick: that tick, from 1; 0: what comes between the claim and the first one, and nothing later.
     """
     done, armed = count(), threading.Event()
 
@@ -80,15 +88,16 @@ def write(path: Path, ticks: int | None, stop_at: int | None) -> None:
     if stop_at is not None:
         sys.addaudithook(stop)
     run = Run.open(path)
-    with writing(run) as (samples, writer):
+    with writing(run, armed.set if tick == 0 else lambda: None) as (samples, writer):
+        armed.clear()
         for number in count(1) if ticks is None else range(1, ticks + 1):
-            if number == 4:
+            if number == tick:
                 armed.set()
             writer.refuse_trouble()
-            writer.record(tick_at(run, samples + number * STEP))
+            record(writer, tick_at(run, samples + number * STEP))
             if stop_at is not None:
-                writer.finish()  # one thing after the other, so that the moments are always the same ones
-        writer.finish()
+                wait_for(writer.finish)  # one thing after the other, so that the moments are always the same ones
+        wait_for(writer.finish)
     writer.end("finished", samples)
 
 
@@ -112,9 +121,9 @@ class Writers:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, run: Path, ticks: int | None = None, stop_at: int | None = None) -> int:
-        """Start one and return its pid."""
-        return int(self._ask("start", str(run), ticks, stop_at))
+    def start(self, run: Path, ticks: int | None = None, stop_at: int | None = None, tick: int = 4) -> int:
+        """Start one, as `write` does, and return its pid."""
+        return int(self._ask("start", str(run), ticks, stop_at, tick))
 
     def wait(self, pid: int) -> int | None:
         """Wait until one has ended or stopped; return its status as `subprocess` does, None if it is stopped."""
@@ -137,19 +146,19 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         match json.loads(line):
-            case "start", path, ticks, stop_at:
+            case "start", path, *how:
                 pid = os.fork()
                 if not pid:
-                    os._exit(_carried_out(Path(path), ticks, stop_at))
+                    os._exit(_carried_out(Path(path), *how))
                 print(pid, flush=True)
             case "wait", pid:
                 print(json.dumps(_status(pid)), flush=True)
 
 
-def _carried_out(path: Path, ticks: int | None, stop_at: int | None) -> int:
+def _carried_out(path: Path, ticks: int | None, stop_at: int | None, tick: int) -> int:
     os.dup2(2, 1)  # what it says is no answer
     try:
-        write(path, ticks, stop_at)
+        write(path, ticks, stop_at, tick)
     except FencedError:
         return FENCED
     except BaseException as error:

@@ -1,6 +1,7 @@
 """The log of lost workers. Imports no torch: the process that replaces them may have none."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -39,8 +40,9 @@ class FailureLog(UserCallback):
             row["attempt"] = self._attempt
         row["workers"] = self.lost
         # A note that cannot be written must not bring down the controller that replaces the workers.
-        with suppress(OSError), self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with suppress(OSError), self._path.open("ab+", buffering=0) as file:
+            cut_off = file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+            file.write((b"\n" if cut_off else b"") + json.dumps(row).encode() + b"\n")
 
 
 def gist(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from shoal import checkpoint
+from shoal import checkpoint, storage_trouble
 from shoal.checkpoint import MEASURED, Saver
 from shoal.config import CheckpointConfig
 from shoal.errors import FencedError
@@ -69,6 +69,7 @@ class CheckpointWriter:
         self._on_written = on_written
         self._job: Job | None = None
         self._next: Job | None = None
+        self._waiting_since: float | None = None
         self.due_since: float | None = None
         self.wait_sec = 0.0
         self.failed = 0
@@ -79,12 +80,34 @@ class CheckpointWriter:
         return self._job is not None
 
     @property
+    def writes(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._job is not None and self._job.runs
+
+    @property
     def failing(self) -> bool:
         """Whether it is not the first attempt that is being made, or waited for."""
         return self._job is not None and self._job.failures > 0
 
+    def make_way(self) -> bool:
+        """Wait a moment for the checkpoint that is being written, because another one is due.
+
+        Returns:
+            Whether that can be saved: until then this is called again, but no longer than training shall wait.
+        """
+        if not self.writes and self._waiting_since is None:
+            return True
+        begin = self._waiting_since = self._waiting_since or time.monotonic()
+        self.due_since = self.due_since or begin
+        self.wait(min(storage_trouble.RETRY_SEC, LONGEST_WAIT_SEC))
+        if self.writes and time.monotonic() - begin < LONGEST_WAIT_SEC:
+            return False
+        self.wait_sec += time.monotonic() - begin
+        self._waiting_since = None
+        return True
+
     def save(self, tick: Tick, *, start: bool = True) -> None:
-        """Copy the state of a tick and write it in the background; wait for the one before that.
+        """Copy the state of a tick and write it in the background, after the one that is being written.
 
         Args:
             tick: at which a checkpoint is due.
@@ -96,8 +119,7 @@ class CheckpointWriter:
         """
         assert tick.save is not None
         begin = time.monotonic()
-        self.due_since = begin if self.due_since is None else self.due_since
-        self.wait(LONGEST_WAIT_SEC)
+        self.due_since = self.due_since or begin
         problem: OSError | None = None
         try:
             self.settle()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shoal.errors import ShoalError
+from shoal.errors import FencedError, ShoalError
 from shoal.incarnation import begin
 from shoal.loop import Tick, train
 from shoal.memory import keep_freed_memory
@@ -60,8 +60,8 @@ def execute(
         sinks: makes, on the first worker, what else shows the ticks, given the sample that the run goes on from.
         on_tick: called on every worker after a tick is recorded.
         on_trouble: told on the first worker, in a sentence, what the storage refuses and when that is over.
-        on_progress: called on every worker at every step and while it measures, and on the first one while it waits for
-            its storage.
+        on_progress: called on every worker at every step, while it measures, and while the first one waits for its
+            storage.
 
     Raises:
         ShoalError: what the user can mend; the same on every worker.
@@ -88,11 +88,18 @@ def execute(
             writer.refuse_trouble()
         return should_stop()
 
-    def finish() -> None:
+    def make_way() -> bool:
+        return writer is None or writer.make_way()
+
+    def finish() -> bool:
         if failure is not None:
             raise failure
-        if writer:
-            writer.finish()
+        return writer is None or writer.finish()
+
+    def by_rounds(done: Callable[[], bool]) -> None:
+        """Wait until something is done by the first worker; between two rounds, all tell that they are alive."""
+        while not world.first_says(done):
+            on_progress()
 
     writer = world.together(start_writing)
     try:
@@ -106,6 +113,8 @@ def execute(
                 on_progress=on_progress,
             ):
                 samples = tick.samples
+                if tick.saves:
+                    by_rounds(make_way)
                 try:
                     if writer:
                         writer.record(tick)
@@ -113,7 +122,9 @@ def execute(
                     # Kept for the next vote, so that every worker leaves the loop together.
                     failure = failure or error
                 on_tick(tick)
-            world.together(finish)
+            by_rounds(finish)
+    except FencedError:
+        raise  # how the run ends is told by whoever goes on with it
     except ShoalError as error:
         if writer:
             writer.end("failed", samples, str(error))

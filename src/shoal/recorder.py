@@ -60,7 +60,7 @@ class Recorder:
         self.redone = max([0, *(int(_clock(row)) - samples for row in rows)])
         # Always a new file: an earlier incarnation that was only cut off goes on with the old one, which nobody reads.
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows if _clock(row) <= samples))
-        self._metrics = GrowingFile(path, durable=True)
+        self._metrics = GrowingFile(path, durable=True, check=check)
         self.lags = False
 
     @property

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -156,6 +156,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 break
             rows.append(row)
     return rows
+
+
+def readable_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file with a JSON object per line, where each stands for itself; damaged ones are left out."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
 
 
 def read_facts(place: Place) -> dict[str, Any]:

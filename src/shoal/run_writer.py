@@ -14,7 +14,7 @@ from typing import Literal, Self
 from shoal import storage_trouble
 from shoal.checkpoint_names import OWNERS
 from shoal.checkpoint_writer import CheckpointWriter
-from shoal.errors import ShoalError, StorageError
+from shoal.errors import FencedError, ShoalError, StorageError
 from shoal.files import write_text
 from shoal.incarnation import Incarnation
 from shoal.loop import Tick
@@ -36,6 +36,10 @@ UNFINISHED = (
 """What a writer that was killed may have left in a run; its checkpoints are cleared away with others."""
 
 
+ROWS_FIRST_SEC = 5.0
+"""For so long a checkpoint waits for rows that were refused before it: what was trained is worth more than they are."""
+
+
 class RunWriter:
     """Writes into a run while it is this incarnation's, and outlives trouble with its storage.
 
@@ -52,6 +56,7 @@ class RunWriter:
 
     Raises:
         StorageError: nothing can be written now.
+        FencedError: another process has claimed the run since.
     """
 
     def __init__(
@@ -67,17 +72,33 @@ class RunWriter:
         assert incarnation.hold is not None
         self._run = run
         self._hold = incarnation.hold
+        self._hold_at_home = incarnation.hold_at_home
         self._on_progress = on_progress
+        self._finishing_since: float | None = None
+        self._rows_wait_since: float | None = None
         self._trouble = Trouble(run.path, on_trouble)
         samples = incarnation.samples
-        with storage_errors(run.path):
+        with storage_errors(run.path), self._while_it_is_ours():
             for path in chain.from_iterable(run.path.glob(pattern) for pattern in UNFINISHED):
                 path.unlink(missing_ok=True)
             self._recorder = Recorder(run, samples=samples, sinks=sinks(samples), check=self._hold.refuse_lost)
-            self._note_start(samples, workers)
+        self._start = {
+            "time": time.time(),
+            "epoch": self._hold.epoch,
+            "samples": samples,
+            "redone": self._recorder.redone,
+            "workers": workers,
+            "host": socket.gethostname(),
+        }
+        with storage_errors(run.path), self._while_it_is_ours():
+            self._note_start()
         self._uploader = Uploader(run, samples, incarnation.hold_at_home) if incarnation.hold_at_home else None
         look = self._uploader.look if self._uploader else lambda: None
         self._checkpoints = CheckpointWriter(run.checkpoints, run.config.checkpoint, self._hold, look)
+
+    def make_way(self) -> bool:
+        """Wait a moment for the checkpoint before, if a tick has another one; return whether `record` may be called."""
+        return self._checkpoints.make_way()
 
     def record(self, tick: Tick) -> None:
         """Write what a tick has to say. The checkpoint comes after its row, so that none before it can be missing.
@@ -92,8 +113,8 @@ class RunWriter:
             self._checkpoints.settle()
         with self._surviving():
             if tick.save is not None:
-                self._checkpoints.save(tick, start=not self._recorder.waits)
-            elif not self._recorder.waits:
+                self._checkpoints.save(tick, start=self._takes_checkpoints())
+            elif self._takes_checkpoints():
                 self._checkpoints.retry()
         if self._uploader:
             self._uploader.look()
@@ -116,40 +137,49 @@ class RunWriter:
         if since is not None and time.monotonic() - since > storage_trouble.PATIENCE_SEC:
             raise self._given_up()
 
-    def finish(self) -> None:
-        """Wait until all that was trained is on this machine's disk.
+    def finish(self) -> bool:
+        """Go on for a moment with writing all that was trained to this machine's disk.
+
+        Returns:
+            Whether it is all there. Until then it is called again: the other workers wait too, and no longer in one go
+            than their process group lets them.
 
         Raises:
             StorageError: it takes too long.
             FencedError: another process goes on with the run.
         """
-        begin = time.monotonic()
-        while True:
-            troubles = self._trouble.count
-            with self._surviving():
-                self._recorder.flush()
-                self._checkpoints.settle()
-            self._see_whether_it_is_over(troubles)
-            if not self._recorder.waits and not self._checkpoints.busy:
-                return
-            failing = self._recorder.waits or self._checkpoints.failing
-            if failing and time.monotonic() - begin > storage_trouble.PATIENCE_AT_END_SEC:
-                raise self._given_up()
-            self.refuse_trouble()
-            if not self._recorder.waits:
-                self._checkpoints.retry()
-            self._on_progress()
-            if failing:
-                time.sleep(storage_trouble.RETRY_SEC)
-            self._checkpoints.wait(storage_trouble.RETRY_SEC)
+        self._finishing_since = self._finishing_since or time.monotonic()
+        troubles = self._trouble.count
+        with self._surviving():
+            self._recorder.flush()
+            self._checkpoints.settle()
+        self._see_whether_it_is_over(troubles)
+        if not self._recorder.waits and not self._checkpoints.busy:
+            self._finishing_since = None
+            return True
+        failing = self._recorder.waits or self._checkpoints.failing
+        if failing and time.monotonic() - self._finishing_since > storage_trouble.PATIENCE_AT_END_SEC:
+            raise self._given_up()
+        self.refuse_trouble()
+        if self._takes_checkpoints():
+            self._checkpoints.retry()
+        if failing:
+            time.sleep(storage_trouble.RETRY_SEC)
+        self._checkpoints.wait(storage_trouble.RETRY_SEC)
+        return False
 
     def end(self, how: Literal["finished", "stopped", "failed"], samples: int, why: str = "") -> None:
-        """Note how the run ended, after all else was written and sent; where that is refused, it is left out."""
+        """Note how the run ended, after all else was written and sent; where that is refused, it is left out.
+
+        So it is where another process goes on with the run: a claim on another node is seen at the run's URI only.
+        """
         ended = {"how": how, "samples": samples, "time": time.time(), "why": why, "epoch": self._hold.epoch}
         with suppress(ShoalError, OSError):
             self._hold.refuse_lost()
+            self._note_start()
             write_text(self._run.path / ENDED, json.dumps(ended))
-            if self._run.mirror:
+            if self._run.mirror and self._hold_at_home:
+                self._hold_at_home.refuse_lost()
                 self._run.mirror.push([ENDED])
 
     def __enter__(self) -> Self:
@@ -161,26 +191,60 @@ class RunWriter:
     ) -> None:
         """Close all files, and wait until all is at the run's URI; on the way of an error, as far as that goes."""
         try:
-            if isinstance(error, Exception):  # what waits for better times has this one chance left
-                with suppress(OSError, ShoalError):
-                    self._recorder.flush()
-                    self._checkpoints.settle()
-                    self._checkpoints.retry()
-            self._checkpoints.wait(storage_trouble.LEAVING_SEC)
+            until = time.monotonic() + storage_trouble.LEAVING_SEC
+            if isinstance(error, Exception):
+                with suppress(FencedError):
+                    self._save_the_rest(until)
+            self._wait(until)
             with suppress(OSError) if error else self._surviving():
                 self._recorder.close()
         finally:
             if self._uploader:
                 self._close_uploader(self._uploader, error)
 
+    def _save_the_rest(self, until: float) -> None:
+        """Give what waits for better times the chances that it has left: one at least."""
+        while True:
+            for attempt in (self._recorder.flush, self._checkpoints.settle):
+                with suppress(OSError, StorageError):
+                    attempt()
+            if not self._recorder.waits and not self._checkpoints.busy:
+                return
+            self._checkpoints.retry()
+            self._wait(until)
+            if time.monotonic() >= until:
+                return
+            if self._recorder.waits or self._checkpoints.failing:
+                time.sleep(storage_trouble.RETRY_SEC)
+
+    def _wait(self, until: float) -> None:
+        """Wait for what is being written, alive to whoever watches."""
+        while self._checkpoints.writes and (left := until - time.monotonic()) > 0:
+            self._checkpoints.wait(min(left, storage_trouble.RETRY_SEC))
+            self._on_progress()
+
     def _close_uploader(self, uploader: Uploader, error: BaseException | None) -> None:
         try:
             uploader.close(self._on_progress)
+            self._see_whether_it_is_over(self._trouble.count)
         except ShoalError as problem:
             if error is None:
                 raise
             if str(problem) != str(error):
                 _log.warning("%s", problem)
+
+    @contextmanager
+    def _while_it_is_ours(self) -> Iterator[None]:
+        """Refuse who has lost the run: who hung since the claim would put old files over newer ones.
+
+        What he was writing, whoever has the run now may have cleared away; that is no trouble with the storage.
+        """
+        self._hold.refuse_lost()
+        try:
+            yield
+        except OSError:
+            self._hold.refuse_lost()
+            raise
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -192,8 +256,17 @@ class RunWriter:
     def _see_whether_it_is_over(self, troubles: int) -> None:
         """Tell that there is no trouble any more, where there has been none since there were so many."""
         waits = self._recorder.waits or self._recorder.lags or self._checkpoints.busy
-        if self._trouble.count == troubles and not waits:
+        away = self._uploader is not None and self._uploader.trouble is not None
+        if self._trouble.count == troubles and not waits and not away:
             self._trouble.over()
+
+    def _takes_checkpoints(self) -> bool:
+        """Return whether the storage is thought to take a checkpoint, or rows have held it back for long enough."""
+        if not self._recorder.waits:
+            self._rows_wait_since = None
+            return True
+        self._rows_wait_since = self._rows_wait_since or time.monotonic()
+        return time.monotonic() - self._rows_wait_since >= ROWS_FIRST_SEC
 
     def _with_own_scalars(self, tick: Tick) -> Tick:
         """Return the tick with what its checkpoints have cost since the last one."""
@@ -206,14 +279,13 @@ class RunWriter:
         error = self._trouble.last or TimeoutError("a checkpoint has been on its way for too long")
         return refused(error, self._run.path)
 
-    def _note_start(self, samples: int, workers: int) -> None:
+    def _note_start(self) -> None:
+        """Make this start the last one that is told of, as it is unless one that woke up later put its own there.
+
+        Who wakes up here himself finds that of the next owner, and leaves it the last.
+        """
         path = self._run.path / STARTS
-        row = {
-            "time": time.time(),
-            "epoch": self._hold.epoch,
-            "samples": samples,
-            "redone": self._recorder.redone,
-            "workers": workers,
-            "host": socket.gethostname(),
-        }
-        write_text(path, "".join(json.dumps(row) + "\n" for row in [*read_rows(path), row]))
+        starts = read_rows(path)
+        if starts[-1:] != [self._start] and all(row.get("epoch", 0) <= self._hold.epoch for row in starts):
+            rows = [*(row for row in starts if row != self._start), self._start]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

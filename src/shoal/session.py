@@ -56,6 +56,7 @@ class Tick:
         parts: for measures that are means over images, each image's value by name, float64 [n] on the CPU.
         quarantined: damaged blocks that are not read, the same on every rank.
         workers: what each worker did with its time since the last tick, the same on every rank.
+        saves: whether a checkpoint is due, the same on every rank.
         last: whether no step follows; what is left is to be written.
     """
 
@@ -66,6 +67,7 @@ class Tick:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     quarantined: Sequence[QuarantinedBlock] = ()
     workers: Sequence[WorkerStats] = ()
+    saves: bool = False
     last: bool = False
 
 
@@ -327,6 +329,7 @@ class Session:
             parts=parts,
             quarantined=quarantined,
             workers=workers,
+            saves=saves,
             last=last,
         )
 

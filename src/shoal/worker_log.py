@@ -2,14 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from shoal.files import write_text
 from shoal.run import Run
-from shoal.run_files import WORKERS
+from shoal.run_files import WORKERS, readable_rows
 from shoal.session import Tick
 from shoal.worker_stats import WorkerStats
 
@@ -24,7 +22,7 @@ class WorkerLog:
 
     def __init__(self, run: Run, samples: int) -> None:
         path = run.path / WORKERS
-        kept = [row for row in _rows(path) if isinstance(row.get("samples"), int) and row["samples"] <= samples]
+        kept = [row for row in readable_rows(path) if isinstance(row.get("samples"), int) and row["samples"] <= samples]
         # Always a new file: a worker that was cut off and wakes up goes on writing into the old one.
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("ab", buffering=0)
@@ -48,15 +46,7 @@ class WorkerLog:
 def read_worker_log(run: Path) -> list[list[WorkerStats]]:
     """Return the workers of every tick of a run directory; rows that are damaged are left out."""
     found: list[list[WorkerStats]] = []
-    for row in _rows(run / WORKERS):
+    for row in readable_rows(run / WORKERS):
         with suppress(ValueError, KeyError, TypeError):
             found.append([WorkerStats.from_row(worker) for worker in row["workers"]])
     return found
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                yield row

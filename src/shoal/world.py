@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 PROCESS_GROUP_TIMEOUT_SEC = 300
 """A peer that says nothing for so long is lost; torch's own 30 minutes would hide a node behind a cut cable. A process
-that dies is noticed at once. The others wait while the first worker writes a checkpoint, so that has to fit in."""
+that dies is noticed at once. What one of them does while the others wait has to fit in, or to be done by rounds."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoal.run import FAILURES, read_rows
+from shoal.run_files import FAILURES, readable_rows
 from shoal.starts import restarts
 from shoal.worker_log import read_worker_log
 from shoal.worker_stats import WorkerStats, joined, straggler
@@ -20,7 +20,7 @@ def shown(name: str, value: float) -> str:
 
 def restart_rows(run: Path) -> Iterator[tuple[str, str]]:
     """Yield what a run directory says of losses: workers, starts, samples that were trained twice."""
-    yield "workers lost and replaced", str(len(read_rows(run / FAILURES)))
+    yield "workers lost and replaced", str(len(list(readable_rows(run / FAILURES))))
     found = restarts(run)
     if found.count:
         yield "started again", f"{found.count} time(s), {found.redone:,} samples redone"
