@@ -227,7 +227,7 @@ class RunWriter:
         try:
             uploader.close(self._on_progress)
             self._see_whether_it_is_over(self._trouble.count)
-        except ShoalError as problem:
+        except Exception as problem:
             if error is None:
                 raise
             if str(problem) != str(error):
