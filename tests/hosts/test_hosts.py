@@ -27,9 +27,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from hosts import Hosts
 with Hosts(2, Path(sys.argv[2])) as hosts:
-    for host in ("h0", "h1"):
-        hosts.popen(host, ["sleep", "600"])
-    print(*hosts.pids("h0"), *hosts.pids("h1"), flush=True)
+    processes = [hosts.popen(host, ["sh", "-c", "echo; exec sleep 600"]) for host in ("h0", "h1")]
+    for process in processes:
+        process.stdout.readline()
+    print(*hosts.pids("h0", b"600"), *hosts.pids("h1", b"600"), flush=True)
     time.sleep(600)
 """
 
@@ -97,8 +98,8 @@ def test_hosts_end_with_a_maker_that_is_killed(able: None, tmp_path: Path) -> No
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as maker:
         assert maker.stdout is not None
         pids = [int(pid) for pid in maker.stdout.readline().split()]
-        assert len(pids) == 2
         maker.kill()
+    assert len(pids) == 2
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
