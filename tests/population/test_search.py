@@ -248,7 +248,7 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the address of a cluster of two nodes on this machine, and what kills the one that is not the head."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_port": None})
     try:
         other = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()

@@ -50,7 +50,7 @@ def two_nodes() -> Iterator[str]:
     """Yield the address of a cluster of two nodes with one CPU each, on this machine."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": None})
     try:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()

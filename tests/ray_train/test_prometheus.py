@@ -29,7 +29,7 @@ def node() -> Iterator[tuple[str, int]]:
 
     port = free_port()
     often = {"metrics_report_interval_ms": 2000}
-    head = {"num_cpus": 2, "metrics_export_port": port, "_system_config": often}
+    head = {"num_cpus": 2, "dashboard_port": None, "metrics_export_port": port, "_system_config": often}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield cluster.address, port

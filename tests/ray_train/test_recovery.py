@@ -24,6 +24,7 @@ def one_node() -> Iterator[Cluster]:
         initialize_head=True,
         head_node_args={
             "num_cpus": 1,
+            "dashboard_port": None,  # any that is free: with a port of its own, taken, Ray leaves a socket open
             "_system_config": {
                 "health_check_initial_delay_ms": 1000,
                 "health_check_period_ms": 500,
