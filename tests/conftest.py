@@ -4,6 +4,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -183,7 +185,19 @@ def measures() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def launch_world() -> Callable[..., list[str]]:
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a process that has imported torch forks others: importing it is most of what a small world would do."""
+    path = Path(tempfile.mkdtemp(prefix="shoal-"), "nursery")  # a short path, of a socket
+    words = [sys.executable, "-m", "shoal_ray.nursery", "--of-driver", path]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:  # it ends with its input
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.01)  # between two looks
+        yield path
+
+
+@pytest.fixture(scope="session")
+def launch_world(nursery: Path) -> Callable[..., list[str]]:
     """Return ``launch(size, *words)``: run Python with these words on so many ranks, as torchrun would, to its end.
 
     What each rank printed comes back.
@@ -202,7 +216,7 @@ def launch_world() -> Callable[..., list[str]]:
         }
         ranks = [
             subprocess.Popen(
-                [sys.executable, *map(str, words)],
+                [sys.executable, "-m", "shoal_ray.warm", "--by", nursery, *map(str, words)],
                 env=common | {"RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

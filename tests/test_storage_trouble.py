@@ -472,6 +472,7 @@ def test_rows_that_are_refused_hold_back_no_checkpoint_for_long(
     run = make_run("autoencoder", "checkpoint.every_samples=40")
     monkeypatch.setattr(run_writer, "ROWS_FIRST_SEC", 0.0)
     monkeypatch.setattr(storage_trouble, "PATIENCE_AT_END_SEC", 0.0)
+    monkeypatch.setattr(storage_trouble, "LEAVING_SEC", 2.0)
     between = Between(20, 0, refuse_rows, list)
     with pytest.raises(StorageError, match=r"metrics.jsonl: Input/output error"):
         execute(run, ALONE, on_tick=between, on_trouble=lambda text: None)
