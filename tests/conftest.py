@@ -188,7 +188,7 @@ def measures() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where a process that has imported torch forks others: importing it is most of what a small world would do."""
     path = Path(tempfile.mkdtemp(prefix="shoal-"), "nursery")  # a short path, of a socket
-    words = [sys.executable, "-m", "shoal_ray.nursery", "--of-driver", path]
+    words = [sys.executable, "-m", "shoal_ray.nursery", "--of-driver", str(path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as process:  # it ends with its input
         while not path.exists():
             assert process.poll() is None
