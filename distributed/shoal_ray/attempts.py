@@ -151,6 +151,8 @@ class Attempts:
         try:
             while True:
                 waited = time.monotonic() - began
+                # Many may wait for long, on machines where others train: their drivers are not to be felt there.
+                pause = POLL_SEC if waited < PLACE_SEC else LOOK_SEC
                 try:
                     if group is None and (chosen := self._chosen(waited)):
                         group, workers, made = places_for(chosen, resources), chosen, waited
@@ -162,7 +164,7 @@ class Attempts:
                     if not silent:
                         self._tell(f"the cluster's head does not answer ({gist(error)}); asking again")
                     silent = True
-                if group is not None and ready(group, POLL_SEC):
+                if group is not None and ready(group, pause):
                     return group, workers
                 if group is not None and resources.min_workers is not None and waited - made > PLACE_SEC:
                     give_back(group)
@@ -172,7 +174,7 @@ class Attempts:
                     self._tell("stopped while waiting for workers; --resume goes on")
                     raise SystemExit(self._signals.exit_code)
                 if group is None:
-                    time.sleep(POLL_SEC)
+                    time.sleep(pause)
         except BaseException:
             if group is not None:
                 give_back(group)
