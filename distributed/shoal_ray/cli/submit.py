@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from shoal.errors import ClusterError
+from shoal.errors import ClusterError, ShoalError
 from shoal_ray.cli.jobs import AddressOption, ClusterOption, job_name, places, reached, tell, watch
 from shoal_ray.cli.paths import expanded
 
@@ -77,7 +77,14 @@ def submit(
         api.upload(uploaded, content)
         prepared = entry.runtime_env(uploaded, tree, settings, secrets=bool(hidden))
         with console.status("asking the cluster whether it can train this"):
-            told = probe.ask(api, asked.checking(), asked.place, prepared)
+            try:
+                told = probe.ask(api, asked.checking(), asked.place, prepared)
+            except ShoalError as error:
+                if probe.LOST_PACKAGE not in str(error):
+                    raise
+                # The jobs that had the same package ended in this moment, and took it along.
+                api.upload(uploaded, content, anew=True)
+                told = probe.ask(api, asked.checking(), asked.place, prepared)
         nodes = api.nodes()
         labels = entry.placement(nodes, on_head=on_head)
         api.submit(

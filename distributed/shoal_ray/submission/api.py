@@ -75,10 +75,10 @@ class JobsApi:
         except (ValueError, TypeError, KeyError):
             raise ClusterError(unreachable(self.where, "what answers is no dashboard of Ray")) from None
 
-    def upload(self, name: str, content: bytes) -> None:
-        """Store a package, unless it is there."""
+    def upload(self, name: str, content: bytes, *, anew: bool = False) -> None:
+        """Store a package, unless it is there; ``anew``: even if it seems to be."""
         path = f"/api/packages/gcs/{name}"
-        if self._get(path, missing=True).status_code == requests.codes.not_found:
+        if anew or self._get(path, missing=True).status_code == requests.codes.not_found:
             self._ask("PUT", path, data=content, timeout=UPLOAD_SEC)
 
     def submit(

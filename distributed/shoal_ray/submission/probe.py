@@ -25,6 +25,9 @@ writes down that a job, of which nothing is known, has failed. So questions are 
 USER_ERROR = 2
 """The exit code of a command that refuses in its own words: value, rule and remedy are in them."""
 
+LOST_PACKAGE = "Failed to download runtime_env file package"
+"""Ray's words where a node does not find what was uploaded: it is deleted when the last job that uses it ends."""
+
 TAIL = 12
 """Lines of the log that are shown where the job had no answer."""
 
