@@ -15,7 +15,7 @@ WORDS = (
     "nets.hidden=[8]",
     "nets.latent=3",
     "batch=15",  # over two workers: 7 and 8
-    "duration_samples=30_000",
+    "duration_samples=75_000",
     "report.every_samples=1500",
     "report.images_every_samples=0",
     "checkpoint.every_samples=7500",
@@ -36,7 +36,7 @@ def assert_same_end(run: Path, other: Path) -> None:
     one, two = newest(run / "checkpoints"), newest(other / "checkpoints")
     assert one is not None
     assert two is not None
-    assert one.samples == two.samples == 30_000
+    assert one.samples == two.samples == 75_000
     assert one.stream == two.stream
     expected, found = one.tensors(), two.tensors()
     assert expected.keys() == found.keys()

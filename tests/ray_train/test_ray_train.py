@@ -55,7 +55,7 @@ def test_sigterm_saves_that_very_sample_and_resume_goes_on_with_as_many_workers(
     finish(process, code=128 + signal.SIGTERM)
     left = newest(run / "checkpoints")
     assert left is not None
-    assert left.samples == rows(run)[-1]["samples"] < 30_000
+    assert left.samples == rows(run)[-1]["samples"] < 75_000
     said = finish(start("train", "--resume", "--out", run, "--address", two_nodes))
     assert f"going on at sample {left.samples:,}" in said
     assert "2 worker(s)" in said
