@@ -9,6 +9,10 @@ from difflib import get_close_matches
 from functools import partial
 
 
+USER_ERROR = 2
+"""The exit code of a command that refuses in its own words."""
+
+
 class ShoalError(ValueError):
     """A mistake that the user can mend: the message names the value, the rule and the remedy."""
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TextIO, cast
 import typer
 from rich.console import Console
 
-from shoal.errors import ShoalError, StorageError
+from shoal.errors import USER_ERROR, ShoalError, StorageError
 from shoal.files import CANNOT_WRITE
 from shoal_ray.cli import (
     cluster,
@@ -42,7 +42,6 @@ app.add_typer(cluster.app, name="cluster")
 for command in (train, tune, submit, evaluate, results, runs, compare, lineage, tools, doctor):
     command.register(app)
 
-USER_ERROR = 2
 READER_GONE = 128 + signal.SIGPIPE
 
 REMEDIES = {

@@ -36,7 +36,7 @@ def main() -> NoReturn:
 def _carry_out(words: list[str]) -> tuple[int, str | None]:
     """Return the exit code of the command line, and the reason where it is the user's to mend."""
     try:
-        from shoal.errors import ShoalError
+        from shoal.errors import USER_ERROR, ShoalError
         from shoal_ray import cli
 
         sys.argv = ["shoal", *words]
@@ -44,7 +44,7 @@ def _carry_out(words: list[str]) -> tuple[int, str | None]:
             cli.run()
         except ShoalError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return cli.USER_ERROR, str(error)
+            return USER_ERROR, str(error)
     except SystemExit as end:
         return (end.code if isinstance(end.code, int) else int(end.code is not None)), None
     except BaseException as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from shoal.errors import ClusterError, ShoalError
+from shoal.errors import USER_ERROR, ClusterError, ShoalError
 from shoal_ray.submission import nodes_told
 from shoal_ray.submission.api import JobsApi
 from shoal_ray.submission.entry import CHECK, entrypoint
@@ -21,9 +21,6 @@ PREFIX = "shoal-check-"
 FORGET_SEC = 60.0
 """A job that is deleted as soon as it has ended comes back: Ray's own watch over it notices the end a second later, and
 writes down that a job, of which nothing is known, has failed. So questions are forgotten when the next one is asked."""
-
-USER_ERROR = 2
-"""The exit code of a command that refuses in its own words: value, rule and remedy are in them."""
 
 LOST_PACKAGE = "Failed to download runtime_env file package"
 """Ray's words where a node does not find what was uploaded: it is deleted when the last job that uses it ends."""
