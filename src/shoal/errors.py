@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import partial
 
-
 USER_ERROR = 2
 """The exit code of a command that refuses in its own words."""
 

@@ -58,7 +58,7 @@ class Recorder:
         path = run.path / METRICS
         rows = [row for row in read_rows(path) if _clock(row) < math.inf]
         self.redone = max([0, *(int(_clock(row)) - samples for row in rows)])
-        # Always a new file: an earlier incarnation that was only cut off finds its own gone, and that it has lost the run.
+        # Always a new file: an earlier incarnation that was only cut off finds its own gone, and the run lost to it.
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows if _clock(row) <= samples))
         self._metrics = GrowingFile(path, durable=True, check=check)
         self.lags = False
