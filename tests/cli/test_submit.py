@@ -138,6 +138,28 @@ def test_a_token_is_warned_of_before_it_is_sent(monkeypatch: pytest.MonkeyPatch)
         assert cluster.tokens == ["Bearer right"]
 
 
+@pytest.mark.parametrize(("lost", "code", "asked"), [(1, 0, 3), (2, 2, 3)])
+def test_a_package_that_went_with_other_jobs_is_uploaded_again_once(
+    shoal: Shoal, tmp_path: Path, lost: int, code: int, asked: int
+) -> None:
+    (tmp_path / "tree").mkdir()
+    why = "h1: no answer: OSError: Failed to download runtime_env file package gcs://x.zip from the GCS"
+    with dashboard() as cluster:
+
+        def answer(job: dict[str, Any]) -> None:
+            name, fails = job["submission_id"], not job["metadata"] and len(cluster.jobs) <= lost
+            cluster.jobs[name]["status"] = "FAILED" if fails else "SUCCEEDED"
+            cluster.logs[name] = (Outcome("failed", 2, None, why) if fails else Outcome("finished", 0)).line()
+
+        cluster.submitted = answer
+        submit = ["submit", "--address", cluster.address, "--working-dir", "tree", "--name", "x"]
+        said = shoal(*submit, "--", "train", "vae", "--out", "/x")
+    assert said.code == code, said.error
+    assert sum(path.startswith("/api/packages/") for path in cluster.asked) == asked  # is it there, two uploads
+    assert ("x" in cluster.jobs) == (code == 0)
+    assert (why in said.error) == (code == 2)
+
+
 def test_a_job_is_gone_on_with_as_it_was_submitted(
     shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from shoal.errors import ClusterError, ShoalError
+from shoal.errors import ClusterError
 from shoal_ray.cli.jobs import AddressOption, ClusterOption, job_name, places, reached, tell, watch
 from shoal_ray.cli.paths import expanded
 
@@ -79,10 +79,7 @@ def submit(
         with console.status("asking the cluster whether it can train this"):
             try:
                 told = probe.ask(api, asked.checking(), asked.place, prepared)
-            except ShoalError as error:
-                if probe.LOST_PACKAGE not in str(error):
-                    raise
-                # The jobs that had the same package ended in this moment, and took it along.
+            except probe.LostPackageError:  # it was there, and went with the last job that had it
                 api.upload(uploaded, content, anew=True)
                 told = probe.ask(api, asked.checking(), asked.place, prepared)
         nodes = api.nodes()

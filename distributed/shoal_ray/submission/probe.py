@@ -33,6 +33,10 @@ class RefusedError(ShoalError):
     """What the cluster said to a run that it cannot train: the message of the preflight there."""
 
 
+class LostPackageError(RefusedError):
+    """A node did not find what was uploaded: to be uploaded again."""
+
+
 def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, Any]) -> list[str]:
     """Have the cluster carry out ``words``, which only check; when all is well, return the Python of every node.
 
@@ -41,6 +45,7 @@ def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, 
 
     Raises:
         RefusedError: the answer, as it would be given on one machine.
+        LostPackageError: a node lacks the package.
         ClusterError: there was none.
     """
     name = PREFIX + secrets.token_hex(4)
@@ -65,7 +70,7 @@ def ask(api: JobsApi, words: Sequence[str], run: str, runtime_env: Mapping[str, 
         if outcome is None:
             raise ClusterError(_no_answer(log or job.message))
         if outcome.code == USER_ERROR and outcome.why:
-            raise RefusedError(outcome.why)
+            raise (LostPackageError if LOST_PACKAGE in outcome.why else RefusedError)(outcome.why)
         if outcome.code:  # a bug, or it was stopped: of no use without the log
             raise ClusterError(_no_answer(log))
         return nodes_told.heard(log)
