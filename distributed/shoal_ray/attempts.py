@@ -21,7 +21,7 @@ from shoal.errors import ClusterError, ShoalError
 from shoal_ray import cluster
 from shoal_ray.failures import FailureLog, gist
 from shoal_ray.hosted import HostedTrainer
-from shoal_ray.places import Room, give_back, places_for, ready, stands
+from shoal_ray.places import Room, give_back, ready, stands
 from shoal_ray.resources import Resources, choose_workers
 from shoal_ray.stop import StopSignals
 
@@ -155,7 +155,7 @@ class Attempts:
                 pause = POLL_SEC if waited < PLACE_SEC else LOOK_SEC
                 try:
                     if group is None and (chosen := self._chosen(waited)):
-                        group, workers, made = places_for(chosen, resources), chosen, waited
+                        group, workers, made = self._room.ask(chosen), chosen, waited
                     if not said and waited > NOTE_SEC:
                         free = cluster.free_resources()
                         said = True

@@ -16,39 +16,6 @@ from ray.util.placement_group import (
 from shoal_ray import cluster
 from shoal_ray.resources import Resources, fitting
 
-_unheard: list[str] = []
-"""Names of placement groups whose making nobody confirmed."""
-
-
-def places_for(workers: int, resources: Resources) -> PlacementGroup:
-    """Ask for places for so many workers, on as few nodes as they fit on; they wait in Ray's queue for them.
-
-    Raises:
-        RayError: the head does not answer. Nothing is asked for then, even if it heard the question.
-    """
-    gpus = resources.gpus_per_worker or 0.0
-    bundle = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    forget_unheard()
-    name = f"shoal-{secrets.token_hex(8)}"
-    try:
-        group: PlacementGroup = placement_group([bundle] * workers, strategy="PACK", name=name)
-    except ray.exceptions.RayError:
-        _unheard.append(name)
-        raise
-    return group
-
-
-def forget_unheard() -> None:
-    """Give back what was asked for by a question that had no answer, should it have been heard.
-
-    Raises:
-        RayError: the head does not answer yet.
-    """
-    while _unheard:
-        with suppress(ValueError):  # it was not
-            remove_placement_group(get_placement_group(_unheard[-1]))
-        _unheard.pop()
-
 
 def ready(group: PlacementGroup, within_sec: float) -> bool:
     """Wait for the places, but not for long; tell whether they are there."""
@@ -74,12 +41,34 @@ def give_back(group: PlacementGroup) -> None:
 
 
 class Room:
-    """For how many workers there is room, or will be."""
+    """For how many workers of a run there is room, or will be."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._wish: PlacementGroup | None = None
         self._wished = 0
+        self._unheard: list[str] = []
+        """Names of placement groups whose making nobody confirmed."""
+
+    def ask(self, workers: int) -> PlacementGroup:
+        """Ask for places for so many workers, on as few nodes as they fit on; they wait in Ray's queue for them.
+
+        Raises:
+            RayError: the head does not answer. If it heard the question all the same, the next one takes that back.
+        """
+        gpus = self._resources.gpus_per_worker or 0.0
+        bundle = {"CPU": self._resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+        while self._unheard:
+            with suppress(ValueError):  # it did not
+                remove_placement_group(get_placement_group(self._unheard[-1]))
+            self._unheard.pop()
+        name = f"shoal-{secrets.token_hex(8)}"
+        try:
+            group: PlacementGroup = placement_group([bundle] * workers, strategy="PACK", name=name)
+        except ray.exceptions.RayError:
+            self._unheard.append(name)
+            raise
+        return group
 
     def free(self) -> int:
         """Return how many workers fit into what nobody uses."""
@@ -101,7 +90,7 @@ class Room:
         possible = self.possible()
         if self._wish is None and possible > self.there():
             self._wished = min(self._resources.workers, possible) - workers
-            self._wish = places_for(self._wished, self._resources) if self._wished > 0 else None
+            self._wish = self.ask(self._wished) if self._wished > 0 else None
         granted = self._wished if self._wish is not None and ready(self._wish, 0) else 0
         return self.free() + granted
 
