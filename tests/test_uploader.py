@@ -88,6 +88,17 @@ def local_rows(run: Run) -> list[int]:
     return [row["samples"] for row in run.metrics()]
 
 
+def written_twice(run: Run, home: Home) -> bytes:
+    """Write two checkpoints, and leave the URI without the row of the second; return the rows that it has."""
+    with writing(run) as (_, writer):
+        writer.record(tick_at(run, STEP))
+        wait_for(lambda: home.newest() == STEP)
+        before = home.content()
+        writer.record(tick_at(run, 2 * STEP))
+    home.put_back(before)
+    return before
+
+
 def test_a_checkpoint_that_was_written_while_another_one_was_sent_comes_after_its_rows(run: Run, home: Home) -> None:
     on_its_way, go_on = Event(), Event()
 
@@ -107,12 +118,7 @@ def test_a_checkpoint_that_was_written_while_another_one_was_sent_comes_after_it
 
 
 def test_one_that_only_the_copy_has_comes_after_its_rows_when_a_run_goes_on(run: Run, home: Home) -> None:
-    with writing(run) as (_, writer):
-        writer.record(tick_at(run, STEP))
-        wait_for(lambda: home.newest() == STEP)
-        before = home.content()
-        writer.record(tick_at(run, 2 * STEP))
-    home.put_back(before)
+    written_twice(run, home)
     home.take_back(2 * STEP)
     home.led_to.clear()
     with writing(Run.open(home.place, writes=True)) as (samples, _):
@@ -121,12 +127,7 @@ def test_one_that_only_the_copy_has_comes_after_its_rows_when_a_run_goes_on(run:
 
 
 def test_rows_that_did_not_reach_the_uri_are_kept_where_they_lead_to_its_checkpoint(run: Run, home: Home) -> None:
-    with writing(run) as (_, writer):
-        writer.record(tick_at(run, STEP))
-        wait_for(lambda: home.newest() == STEP)
-        before = home.content()
-        writer.record(tick_at(run, 2 * STEP))
-    home.put_back(before)
+    written_twice(run, home)
     again = Run.open(home.place, writes=True)
     with writing(again) as (samples, writer):
         assert (samples, local_rows(again)) == (2 * STEP, [STEP, 2 * STEP])
@@ -137,12 +138,7 @@ def test_rows_that_did_not_reach_the_uri_are_kept_where_they_lead_to_its_checkpo
 def test_rows_of_steps_that_another_node_took_again_are_not_kept(
     run: Run, home: Home, on_node: Callable[[str], None]
 ) -> None:
-    with writing(run) as (_, writer):
-        writer.record(tick_at(run, STEP))
-        wait_for(lambda: home.newest() == STEP)
-        before = home.content()
-        writer.record(tick_at(run, 2 * STEP))
-    home.put_back(before)
+    before = written_twice(run, home)
     home.take_back(2 * STEP)
     on_node("b")
     with writing(other := Run.open(home.place, writes=True)) as (samples, writer):
