@@ -1,7 +1,6 @@
 """``shoal train``: from a preset and a data set to a run directory."""
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -11,23 +10,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from shoal.config import presets
-from shoal.data import DataSet
-from shoal.data.balance import quotas_of
-from shoal.data.quarantine import Quarantine, QuarantinedBlock
 from shoal.errors import ConfigError
 from shoal.execute import Outcome, storage_errors
-from shoal.recorder import last_row
 from shoal.run import FAILURES, Run
 from shoal.run_files import refuse_locked
 from shoal.world import World, launched_world
 from shoal_ray import before_ray
-from shoal_ray.cli.class_chart import balance_chart
 from shoal_ray.cli.paths import expanded, located, placed
-from shoal_ray.cli.worker_table import restart_rows, shown, worker_rows
+from shoal_ray.cli.train_report import announce, summarise
 from shoal_ray.request import Request
 from shoal_ray.resources import Resources, parse_workers
 from shoal_ray.stop import StopSignals
@@ -256,55 +248,3 @@ def watching(run: Run, request: Request, console: Console) -> Iterator[Any]:
 
     with Display(run, console, request.start_samples) as display:
         yield display
-
-
-def announce(request: Request, console: Console, where: str) -> None:
-    """Say what is about to happen."""
-    config = request.config
-    verb = f"going on at sample {request.start_samples:,} with" if request.start_samples else "training"
-    if request.finished:
-        verb = f"nothing to do at sample {request.start_samples:,} (raise duration_samples):"
-    console.print(
-        f"{verb} {config.objective.name} on {config.nets.name} nets, latent {config.nets.latent}, to sample"
-        f" {config.duration_samples:,} in batches of {config.batch} of {request.data} by {where}",
-        soft_wrap=True,
-        markup=False,
-        emoji=False,
-    )
-    if request.warm_start is not None:
-        console.print(request.warm_start.summary(), soft_wrap=True, markup=False, emoji=False)
-    warnings = [f"passed over: {problem}" for problem in request.passed_over]
-    for warning in [*warnings, *(f"caution: {text}" for text in request.cautions)]:
-        console.print(warning, style="yellow", soft_wrap=True, markup=False, emoji=False)
-    data = config.data
-    if quotas := quotas_of(DataSet.open(request.data), data.split, data.balance):
-        console.print(balance_chart(data.split, quotas.name.partition("/")[0], quotas.shares))
-
-
-def summarise(run: Run, outcome: Outcome, seconds: float, console: Console) -> None:
-    """Print the table at the end and how to look further."""
-    table = Table(title=escape(f"{run.place.name}: {'stopped' if outcome.stopped else 'finished'}"), show_header=False)
-    table.add_row("samples", f"{outcome.samples:,} of {run.config.duration_samples:,}")
-    table.add_row("wall time, start-up included", f"{seconds:.0f} s")
-    for what, found in restart_rows(run.path):
-        table.add_row(what, found)
-    for name, value in last_row(run.path).items():
-        if name not in ("samples", "time"):
-            table.add_row(escape(name), shown(name, value))
-    for what, found in worker_rows(run.path):
-        table.add_row(escape(what), escape(found))
-    for block in quarantined(run):
-        table.add_row("quarantined", escape(str(block)))
-    table.add_row("run", escape(str(run.place)))
-    console.print(table)
-    at = shlex.quote(str(run.place))
-    again = f"shoal train --resume --out {at}" if outcome.stopped else f"shoal eval {at}"
-    console.print(f"next: {again}   or look: shoal board {at}", soft_wrap=True, markup=False, emoji=False)
-
-
-def quarantined(run: Run) -> list[QuarantinedBlock]:
-    """Return the damaged blocks that a run went on without."""
-    if "data/quarantined_blocks" not in last_row(run.path) or (newest := run.newest_checkpoint()) is None:
-        return []
-    split, entries = newest.stream["split"], newest.stream.get("quarantine", ())
-    return Quarantine(DataSet.open(run.data), split, entries).blocks()
