@@ -214,9 +214,10 @@ def launch_world(nursery: Path) -> Callable[..., list[str]]:
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
         }
+        by_fork = () if words[0] == "-m" else ("-m", "shoal_ray.warm", "--by", nursery)  # which runs files
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-m", "shoal_ray.warm", "--by", nursery, *map(str, words)],
+                [sys.executable, *by_fork, *map(str, words)],
                 env=common | {"RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
