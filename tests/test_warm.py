@@ -92,8 +92,18 @@ def test_what_was_left_for_the_end_is_done(nursery: Path, tmp_path: Path) -> Non
     assert process.returncode == 0
 
 
-OPEN = """import os
-print(len(os.listdir(f"/proc/{os.getppid()}/fd")))
+# How many descriptors the nursery has open, once it holds the one of this worker: then the request has been served.
+OPEN = """import os, pathlib
+nursery = pathlib.Path(f"/proc/{os.getppid()}/fdinfo")
+def held():
+    for info in nursery.iterdir():
+        try:
+            yield info.read_text()
+        except FileNotFoundError:
+            pass  # closed meanwhile
+while not any(f"Pid:\\t{os.getpid()}\\n" in info for info in held()):
+    pass
+print(len(list(nursery.iterdir())))
 """
 SLEEPER = "import os, signal\nprint(os.getpid(), flush=True)\nsignal.pause()\n"
 
