@@ -9,6 +9,7 @@ SHELL := bash
 
 VENV ?= .venv
 DATA ?= data/fashion-mnist
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON, VENV=$(VENV), DATA=$(DATA), PIP_ARGS, DEMO_ARGS, TEST_ARGS, BENCH_ARGS"
+	@echo "Variables: PYTHON, VENV=$(VENV), DATA=$(DATA), PIP_ARGS, DEMO_ARGS, TEST_PROCESSES=$(TEST_PROCESSES), TEST_ARGS, BENCH_ARGS"
 
 install: $(INSTALLED) ## Make .venv with Shoal in it (once, and again when pyproject.toml changes)
 
@@ -41,7 +42,7 @@ demo: ## Fetch Fashion-MNIST, train an autoencoder with two DDP workers, measure
 	+@VENV=$(VENV) DATA=$(DATA) docs/demo.sh $(DEMO_ARGS)
 
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(TEST_ARGS)
 
 test-slow: $(INSTALLED) ## Run the tests that take many minutes: searches killed again and again, a lost node
 	$(BIN)/python -m pytest -m slow $(TEST_ARGS)

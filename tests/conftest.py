@@ -17,6 +17,7 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 from tests.storage.s3 import s3, s3_port  # noqa: F401 - fixtures
+from xdist.scheduler import LoadFileScheduling
 
 from shoal.checkpoint import Checkpoint, directory_name
 from shoal.config import RunConfig, build_config, with_overrides
@@ -25,6 +26,33 @@ from shoal.loop import Tick, train
 from shoal.objectives import OBJECTIVES
 from shoal.run import Run
 from shoal.world import World
+
+CLUSTERS = ("ray_train", "hosts", "submission", "population/test_ray_contract.py", "population/test_search.py")
+"""Where tests start clusters, of which one at a time is enough for a machine."""
+
+
+def starts_clusters(path: Path) -> bool:
+    here = Path(__file__).parent
+    return any(path.is_relative_to(here / name) for name in CLUSTERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the clusters: they take longest, and with several processes the others go beside them."""
+    items.sort(key=lambda item: not starts_clusters(item.path))
+
+
+class OneClusterAtATime(LoadFileScheduling):
+    """Among processes (``pytest -n``), a file's tests stay together, and so do all that start clusters."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = self.config.rootpath / nodeid.partition("::")[0]
+        return "clusters" if starts_clusters(path) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneClusterAtATime:
+    config.option.loadscopereorder = False  # as collected
+    return OneClusterAtATime(config, log)
+
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

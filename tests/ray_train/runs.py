@@ -10,15 +10,17 @@ from tests.processes import descendants
 
 from shoal.checkpoint import newest
 
+DURATION = 30_000
+"""In samples: two thousand steps, long enough to be disturbed in the middle."""
 WORDS = (
     "seed-autoencoder",
     "nets.hidden=[8]",
     "nets.latent=3",
     "batch=15",  # over two workers: 7 and 8
-    "duration_samples=75_000",
-    "report.every_samples=1500",
+    f"duration_samples={DURATION}",
+    "report.every_samples=600",
     "report.images_every_samples=0",
-    "checkpoint.every_samples=7500",
+    "checkpoint.every_samples=3000",
 )
 
 
@@ -36,7 +38,7 @@ def assert_same_end(run: Path, other: Path) -> None:
     one, two = newest(run / "checkpoints"), newest(other / "checkpoints")
     assert one is not None
     assert two is not None
-    assert one.samples == two.samples == 75_000
+    assert one.samples == two.samples == DURATION
     assert one.stream == two.stream
     expected, found = one.tensors(), two.tensors()
     assert expected.keys() == found.keys()

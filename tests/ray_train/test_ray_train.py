@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.processes import DEADLINE_SEC, descendants, finish, start, wait_until
-from tests.ray_train.runs import WORDS, assert_same_end, rows, workers_of
+from tests.ray_train.runs import DURATION, WORDS, assert_same_end, rows, workers_of
 
 from shoal.checkpoint import newest
 
@@ -32,13 +32,16 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(data: Path, undisturbed
     run = tmp_path / "run"
     process = start("train", *WORDS, "--data", data, "--out", run, "--workers", "2")
     wait_until(lambda: newest(run / "checkpoints") is not None, process)
-    outsider = stranger(process.pid)
     victims = workers_of(process.pid)
     assert len(victims) == 2
-    os.kill(victims[0], signal.SIGKILL)
-    said = finish(process)
-    assert "InvalidAuthToken" in outsider.communicate(timeout=DEADLINE_SEC)[0]  # kept out, not merely too late
+    for victim in victims:  # they stand still while somebody else asks, who is kept out, not merely too late
+        os.kill(victim, signal.SIGSTOP)
+    outsider = stranger(process.pid)
+    assert "InvalidAuthToken" in outsider.communicate(timeout=DEADLINE_SEC)[0]
     assert outsider.returncode != 0
+    os.kill(victims[0], signal.SIGKILL)
+    os.kill(victims[1], signal.SIGCONT)
+    said = finish(process)
     assert "workers lost" in said
     failures = [json.loads(line) for line in (run / "failures.jsonl").read_text().splitlines()]
     assert len(failures) == 1
@@ -55,7 +58,7 @@ def test_sigterm_saves_that_very_sample_and_resume_goes_on_with_as_many_workers(
     finish(process, code=128 + signal.SIGTERM)
     left = newest(run / "checkpoints")
     assert left is not None
-    assert left.samples == rows(run)[-1]["samples"] < 75_000
+    assert left.samples == rows(run)[-1]["samples"] < DURATION
     said = finish(start("train", "--resume", "--out", run, "--address", two_nodes))
     assert f"going on at sample {left.samples:,}" in said
     assert "2 worker(s)" in said
