@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not starts_clusters(item.path))
 
 
-class OneClusterAtATime(LoadFileScheduling):
+class OneClusterAtATime(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """Among processes (``pytest -n``), a file's tests stay together, and so do all that start clusters."""
 
     def _split_scope(self, nodeid: str) -> str:
