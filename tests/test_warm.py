@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -215,7 +216,7 @@ class Raylet:
     """Whose children the workers of a node are: starts what it is told to, one after the other."""
 
     def __init__(self, temporary: Path) -> None:
-        temporary.mkdir()
+        self.folder = temporary / f"shoal-{os.getuid()}"
         self.process = subprocess.Popen(
             [sys.executable, "-c", RAYLET],
             stdin=subprocess.PIPE,
@@ -248,11 +249,12 @@ def nurseries() -> set[int]:
 
 
 @pytest.fixture
-def raylet(tmp_path: Path) -> Iterator[Raylet]:
-    raylet = Raylet(tmp_path / "node")
-    yield raylet
-    raylet.process.kill()
-    raylet.process.communicate()
+def raylet() -> Iterator[Raylet]:
+    with tempfile.TemporaryDirectory(prefix="shoal-", ignore_cleanup_errors=True) as short:  # for sockets in it
+        raylet = Raylet(Path(short))
+        yield raylet
+        raylet.process.kill()
+        raylet.process.communicate()
 
 
 def test_a_nodes_nursery_is_started_once_and_ends_with_its_raylet(raylet: Raylet, tmp_path: Path) -> None:
@@ -262,7 +264,7 @@ def test_a_nodes_nursery_is_started_once_and_ends_with_its_raylet(raylet: Raylet
     assert (first, second) == ("True", "True")
     assert parent == again
     watch = os.pidfd_open(int(parent))
-    folder = tmp_path / "node" / f"shoal-{os.getuid()}"
+    folder = raylet.folder
     assert folder.stat().st_mode & 0o777 == 0o700
     raylet.process.kill()
     assert select.select([watch], [], [], DEADLINE_SEC)[0] == [watch]
@@ -274,7 +276,7 @@ def test_workers_of_a_node_end_with_its_raylet_even_stopped_ones(raylet: Raylet,
     told = tmp_path / "told"
     script = write(
         tmp_path,
-        f"import os, signal\nopen({str(told)!r}, 'w').write(f'{{os.getpid()}} ')\nos.kill(0, signal.SIGSTOP)\n",
+        f"import os\nopen({str(told)!r}, 'w').write(f'{{os.getpid()}} ')\nos.kill(os.getpid(), 19)  # SIGSTOP\n",
     )
     assert raylet.process.stdin is not None
     print([*STAND_IN, "--of-node", str(script)], file=raylet.process.stdin, flush=True)
@@ -309,12 +311,11 @@ def test_another_state_of_the_code_has_another_nursery(tmp_path: Path, monkeypat
 
 
 def test_a_folder_that_others_may_use_is_not_used(raylet: Raylet, tmp_path: Path) -> None:
-    folder = tmp_path / "node" / f"shoal-{os.getuid()}"
-    folder.mkdir()
-    folder.chmod(0o777)
+    raylet.folder.mkdir()
+    raylet.folder.chmod(0o777)
     script = write(tmp_path, "import sys\nprint('torch' in sys.modules)\n")
     assert raylet.run(*STAND_IN, "--of-node", str(script)) == "False\n"
-    assert list(folder.iterdir()) == []
+    assert list(raylet.folder.iterdir()) == []
 
 
 def test_the_private_folder_is_neither_a_link_nor_somebody_elses(
