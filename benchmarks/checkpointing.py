@@ -1,9 +1,10 @@
-"""Measure what checkpoints cost the training: ``shoal.execute`` with one every 30 s, side by side with none.
+"""Measure what a checkpoint costs the training: ``shoal.execute`` with checkpoints, side by side with none.
 
-Two ways. The whole: pairs of runs of the same length, turn and turn about, of which one saves itself once on its way;
-speed is taken from the first row of its metrics to the last, so it counts all that the writing slows down: by the
-clock, and by the processor's time of all threads, which other work on the machine changes less. The parts: how long the
-state takes to be copied, for which training waits, and to be written, for which it does not.
+Two ways. The whole: pairs of runs of the same length, turn and turn about, of which one saves itself again and again;
+the time is taken from the first row of its metrics to the last, so it counts all that the writing slows down: by the
+clock, and by the processor's time of all threads, which other work on the machine changes less. One checkpoint in half
+a minute would be lost in the noise of the machine, so there are many, and the difference is shared out among them. The
+parts: how long the state takes to be copied, for which training waits, and to be written, for which it does not.
 
     python benchmarks/checkpointing.py --data data/fashion-mnist --preset autoencoder
 """
@@ -34,6 +35,8 @@ EVERY_SEC = 30.0
 PAIRS = 4
 ROWS = 20
 """Of a run's metrics."""
+CHECKPOINTS = 10
+"""Of a run that saves itself; the last one, at its end, is not counted."""
 COPIES = 10
 ALONE = World.local()
 QUIET = ("report.images_every_samples=0", "report.quality_every_samples=0", "checkpoint.keep=1")
@@ -49,8 +52,8 @@ class Cost:
         num_bytes: of a checkpoint.
         copy_sec: while training waits, median and worst.
         write_sec: beside it, to the disk and durable, median and worst.
-        overheads: of each pair of runs, the share of its time by which the one with checkpoints takes longer.
-        cpu_overheads: the same of the processor's time.
+        extra_sec: of each pair of runs, the time by which a checkpoint makes the one with them take longer.
+        extra_cpu_sec: the same of the processor's time.
         load: of the machine before and after: one that has other things to do measures nothing.
     """
 
@@ -58,8 +61,8 @@ class Cost:
     num_bytes: int
     copy_sec: tuple[float, float]
     write_sec: tuple[float, float]
-    overheads: Sequence[float]
-    cpu_overheads: Sequence[float]
+    extra_sec: Sequence[float]
+    extra_cpu_sec: Sequence[float]
     load: tuple[float, float]
 
 
@@ -80,43 +83,42 @@ def parts(preset: str, data: Path, folder: Path) -> tuple[int, list[float], list
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Samples per second of a run: by the clock, and of the processor's time."""
+class Span:
+    """How long a run took from the first row of its metrics to the last: by the clock, and of the processor's time."""
 
-    by_clock: float
-    by_cpu: float
+    sec: float
+    cpu_sec: float
 
 
-def speed(preset: str, data: Path, folder: Path, samples: int, *, saves: bool) -> Speed:
-    """Return the speed of a run of so many samples."""
-    every = samples // 2 if saves else 0
+def span(preset: str, data: Path, folder: Path, samples: int, *, saves: bool) -> Span:
+    """Return how long a run of so many samples took."""
+    every = samples // CHECKPOINTS if saves else 0
     changes = (
         f"duration_samples={samples}",
         f"report.every_samples={samples // ROWS}",
         f"checkpoint.every_samples={every}",
     )
     run = Run.create(folder, read_config(preset, (*QUIET, *changes)), data)
-    marks: list[tuple[int, float, float]] = []
+    marks: list[Span] = []
 
     def mark(tick: Tick) -> None:
         # The last tick's own checkpoint is made in either run, and after this only.
-        marks.append((tick.samples, time.perf_counter(), time.process_time()))
+        marks.append(Span(time.perf_counter(), time.process_time()))
 
     execute(run, ALONE, on_tick=mark)
-    (begin, clock, cpu), (end, later, more) = marks[0], marks[-1]
-    return Speed((end - begin) / (later - clock), (end - begin) / (more - cpu))
+    return Span(marks[-1].sec - marks[0].sec, marks[-1].cpu_sec - marks[0].cpu_sec)
 
 
-def pairs(preset: str, data: Path, folder: Path, seconds: float, number: int) -> Iterator[tuple[Speed, Speed]]:
-    """Yield the speeds without and with a checkpoint, of runs that take so many seconds each."""
-    batch = read_config(preset).batch
-    samples = ROWS * batch
+def pairs(preset: str, data: Path, folder: Path, seconds: float, number: int) -> Iterator[tuple[Span, Span]]:
+    """Yield how long runs take without and with checkpoints, of about so many seconds each."""
+    unit = ROWS * read_config(preset).batch  # so that rows and checkpoints fall on whole batches
+    samples = unit
     for guess_sec in (seconds / 10, seconds):
-        guess = speed(preset, data, folder / f"guess-{guess_sec}", samples, saves=False)
-        samples = max(ROWS, round(guess.by_clock * guess_sec / batch)) * batch
+        guess = span(preset, data, folder / f"guess-{guess_sec}", samples, saves=False)
+        samples = max(1, round(guess_sec / guess.sec * samples / unit)) * unit
     for pair in range(number):
         found = {
-            saves: speed(preset, data, folder / f"{pair}-{saves}", samples, saves=saves)
+            saves: span(preset, data, folder / f"{pair}-{saves}", samples, saves=saves)
             for saves in ((False, True) if pair % 2 else (True, False))
         }
         yield found[False], found[True]
@@ -126,14 +128,14 @@ def measure(preset: str, data: Path, folder: Path, seconds: float, number: int) 
     """Return what checkpoints cost a preset."""
     before = os.getloadavg()[0]
     num_bytes, copying, writing = parts(preset, data, folder / "parts")
-    speeds = list(pairs(preset, data, folder, seconds, number))
+    spans = list(pairs(preset, data, folder, seconds, number))
     return Cost(
         preset=preset,
         num_bytes=num_bytes,
         copy_sec=(median(copying), max(copying)),
         write_sec=(median(writing), max(writing)),
-        overheads=[without.by_clock / with_one.by_clock - 1 for without, with_one in speeds],
-        cpu_overheads=[without.by_cpu / with_one.by_cpu - 1 for without, with_one in speeds],
+        extra_sec=[(saving.sec - plain.sec) / (CHECKPOINTS - 1) for plain, saving in spans],
+        extra_cpu_sec=[(saving.cpu_sec - plain.cpu_sec) / (CHECKPOINTS - 1) for plain, saving in spans],
         load=(before, os.getloadavg()[0]),
     )
 
@@ -143,9 +145,12 @@ def in_ms(seconds: tuple[float, float]) -> str:
     return f"{seconds[0] * 1e3:.0f} ms (worst {seconds[1] * 1e3:.0f})"
 
 
-def in_percent(shares: Sequence[float]) -> str:
-    """Return the median of some shares, and all of them, in words."""
-    return f"{median(shares):+.1%} ({', '.join(f'{share:+.1%}' for share in shares)})"
+def in_seconds(extra: Sequence[float]) -> str:
+    """Return the median of what a checkpoint costs, all of them, and its share of the time between two, in words."""
+    return (
+        f"{median(extra):.2f} s ({', '.join(f'{each:.2f}' for each in extra)}),"
+        f" one in {EVERY_SEC:.0f} s {median(extra) / EVERY_SEC:+.1%}"
+    )
 
 
 def main() -> None:
@@ -153,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a data set of 28x28 or 32x32 images")
     parser.add_argument("--preset", action="append", help="may be repeated (default: autoencoder)")
-    parser.add_argument("--seconds", type=float, default=EVERY_SEC, help="between two checkpoints")
+    parser.add_argument("--seconds", type=float, default=EVERY_SEC, help="of a run")
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="write the figures there too")
@@ -167,8 +172,8 @@ def main() -> None:
         cost = costs[-1]
         print(
             f"{preset}: {cost.num_bytes / 1e6:.1f} MB; copied in {in_ms(cost.copy_sec)}, written in"
-            f" {in_ms(cost.write_sec)}; one in {given.seconds:.0f} s costs {in_percent(cost.overheads)} by the clock,"
-            f" {in_percent(cost.cpu_overheads)} by the processor's time; {platform.machine()}, {given.threads} threads,"
+            f" {in_ms(cost.write_sec)}; it costs {in_seconds(cost.extra_sec)} by the clock,"
+            f" {in_seconds(cost.extra_cpu_sec)} by the processor's time; {platform.machine()}, {given.threads} threads,"
             f" load {cost.load[0]:.1f} to {cost.load[1]:.1f}"
         )
     if given.json:

@@ -26,6 +26,7 @@ from shoal.loop import Tick, train
 from shoal.objectives import OBJECTIVES
 from shoal.run import Run
 from shoal.world import World
+from shoal_ray import warm
 
 CLUSTERS = ("ray_train", "hosts", "submission", "population/test_ray_contract.py", "population/test_search.py")
 """Where tests start clusters, of which one at a time is enough for a machine."""
@@ -276,6 +277,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
     yield path
     subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_nursery_left() -> Iterator[None]:
+    """End what this process has started as a driver, and would else leave to end with it."""
+    yield
+    for process in warm._nurseries.values():
+        process.communicate()  # closes its input, which is what it lives by
 
 
 @pytest.fixture(autouse=True)
