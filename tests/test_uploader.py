@@ -12,10 +12,13 @@ from tests.writers import STEP, tick_at, wait_for, writing
 
 from shoal import uploader
 from shoal.config import RunConfig
+from shoal.errors import FencedError
+from shoal.incarnation import begin
 from shoal.remote_checkpoint import names, samples_of
 from shoal.run import Run
 from shoal.run_writer import RunWriter
 from shoal.storage.location import Location
+from shoal.world import World
 
 
 class Home:
@@ -184,3 +187,16 @@ def test_what_nobody_has_thought_of_at_the_end_is_no_good_end(run: Run, home: Ho
 
     with pytest.raises(UnicodeEncodeError):
         write()
+
+
+def test_who_hung_before_it_began_anew_deletes_nothing_of_who_has_the_run_now(
+    run: Run, home: Home, on_node: Callable[[str], None]
+) -> None:
+    late = begin(run, World.local("cpu"))
+    assert late.hold_at_home is not None
+    on_node("b")
+    with writing(Run.open(home.place, writes=True)):
+        (home.place / "tensorboard" / "events").write_bytes(b"of the new owner")
+        with pytest.raises(FencedError):
+            uploader.Uploader(run, late.samples, late.hold_at_home)
+        assert (home.place / "tensorboard").files() == {"events": len(b"of the new owner")}

@@ -42,6 +42,10 @@ class Uploader:
         samples: the clock that it goes on from.
         hold: on the run at its URI: who has lost it sends and deletes nothing.
 
+    Raises:
+        FencedError: another process goes on with the run.
+        StorageError: the store refuses, or did not answer for longer than one waits.
+
     Attributes:
         trouble: why it does not get on at the moment, if it does not.
         failure: why uploading was given up, until `close` tries for a last time.
@@ -62,6 +66,7 @@ class Uploader:
         self.trouble: StorageError | None = None
         self.failure: BaseException | None = None
         if not samples:  # of steps that were lost, and are taken again
+            hold.refuse_lost()
             (self._home / "tensorboard").delete()
         there = self._home.files()
         for name, stamp in self._files():
