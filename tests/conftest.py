@@ -28,8 +28,15 @@ from shoal.run import Run
 from shoal.world import World
 from shoal_ray import warm
 
-CLUSTERS = ("ray_train", "hosts", "submission", "population/test_ray_contract.py", "population/test_search.py")
-"""Where tests start clusters, of which one at a time is enough for a machine."""
+CLUSTERS = (
+    "hosts",
+    "population/test_ray_contract.py",
+    "population/test_search.py",
+    "ray_train",
+    "submission/test_jobs.py",
+)
+"""Where nearly every test lives on a cluster, of which two at once would starve each other; a few elsewhere need one for
+a moment."""
 
 
 def starts_clusters(path: Path) -> bool:

@@ -276,7 +276,7 @@ def test_workers_of_a_node_end_with_its_raylet_even_stopped_ones(raylet: Raylet,
     told = tmp_path / "told"
     script = write(
         tmp_path,
-        f"import os\nopen({str(told)!r}, 'w').write(f'{{os.getpid()}} ')\nos.kill(os.getpid(), 19)  # SIGSTOP\n",
+        f"import os\nopen({str(told)!r}, 'w').write(f'{{os.getpid()}} ')\nos.kill(os.getpid(), {signal.SIGSTOP:d})\n",
     )
     assert raylet.process.stdin is not None
     print([*STAND_IN, "--of-node", str(script)], file=raylet.process.stdin, flush=True)
