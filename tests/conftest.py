@@ -35,8 +35,10 @@ CLUSTERS = (
     "ray_train",
     "submission/test_jobs.py",
 )
-"""Where nearly every test lives on a cluster, of which two at once would starve each other; a few elsewhere need one for
-a moment."""
+"""Where nearly every test lives on a cluster, of which two at once would starve each other.
+
+A few elsewhere need one for a moment.
+"""
 
 
 def starts_clusters(path: Path) -> bool:
